@@ -1,0 +1,295 @@
+"""The command line: `fucina`. Exit codes: 0, 1 (one line says what is wrong), 2 (usage)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from models.errors import BadSetting, FucinaError, MissingArtifact, UnknownRecipe
+from pipeline.backends import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from flows.stages import Job
+
+# Heavy imports are inside the commands: `fucina --help` answers at once.
+
+
+def main() -> None:
+    """Run a command and exit with its code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("fucina: interrupted; what is finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except FucinaError as error:
+        print(f"fucina: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("fucina"), prog_name="fucina")
+def cli() -> None:
+    """Train a PyTorch architecture, export it, prove that the numbers did not change, serve it."""
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"),
+    show_default=True, help="Folder of runs and bundles.",
+)  # fmt: skip
+
+
+def job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What every command that works on a run has in common."""
+    for option in (
+        as_json,
+        out_option,
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings,
+            help="Override a setting, such as epochs=3. Repeat.",
+        ),
+        click.option("--data", default="embedded", show_default=True, help="embedded, full, ..."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+targets_option = click.option(
+    "--target", "targets", multiple=True, default=(DEFAULT_TARGET,), show_default=True,
+    help="What to build for. Repeat.",
+)  # fmt: skip
+
+
+def _settings(_context: object, _option: object, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE")
+        pairs[name] = text
+    return pairs
+
+
+@cli.command("list")
+@as_json
+def list_command(as_json: bool) -> None:
+    """The zoo: name, kind, paper, parameters, data sets, metric."""
+    from flows import output
+    from models.zoo import ZOO
+
+    rows = [output.describe_recipe(recipe) for recipe in ZOO.values()]
+    output.print_json(rows) if as_json else output.print_recipes(rows)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings)
+@as_json
+def inspect(name: str, settings: dict[str, str], as_json: bool) -> None:
+    """Layer table: output shape, parameters, multiplications, receptive field; totals."""
+    from flows import output
+    from models.layers import inspect as look
+    from models.zoo import find
+
+    inspection = look(find(name).override(settings))
+    output.print_json(inspection.to_json()) if as_json else output.print_layers(inspection)
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--kind", help="Every recipe of this kind.")
+@click.option("--all", "everything", is_flag=True, help="Every recipe of the zoo.")
+@targets_option
+@job_options
+def run(
+    names: tuple[str, ...], kind: str | None, everything: bool, targets: tuple[str, ...],
+    data: str, settings: dict[str, str], device: str, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Take recipes the whole way: train, export, optimize, verify, package. Resumes."""
+    from flows.environment import prefect_server
+
+    with prefect_server() as ready:
+        from flows import output
+        from flows.console import shown
+        from flows.release import release
+
+        jobs = [
+            _job(name, data, settings, device, out, targets)
+            for name in _chosen(names, kind, everything)
+        ]
+        ready()
+        rows: list[dict[str, Any]] = []
+        with shown():
+            for job in jobs:
+                rows.append(_release(job, release))
+    for row in rows:
+        if "error" in row:
+            print(f"fucina: {row['error']}", file=sys.stderr)
+    if as_json:
+        output.print_json(rows)
+    else:
+        output.print_released(rows)
+        done = " ".join(row["name"] for row in rows if "error" not in row)
+        where = "" if out == Path("runs") else f" --out {out}"
+        if done:
+            print(f"\nnext: fucina serve {done}{where}, or fucina report {done.split()[0]}{where}")
+    if any("error" in row for row in rows):
+        sys.exit(1)
+
+
+def _release(job: Job, release: Callable[..., dict[str, dict[str, str]]]) -> dict[str, Any]:
+    from flows.output import describe_bundle
+    from pipeline.bundle import open_bundle
+
+    start = time.perf_counter()
+    try:
+        records = release(
+            job.reference, job.data, list(job.targets), job.changes, str(job.out), job.device
+        )
+        bundle = open_bundle(Path(records["package"]["path"]))
+    except FucinaError as error:
+        return {"name": job.recipe.name, "error": str(error)}
+    return describe_bundle(job, bundle) | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _chosen(names: tuple[str, ...], kind: str | None, everything: bool) -> list[str]:
+    from models.zoo import ZOO
+
+    chosen = list(names)
+    if everything or kind:
+        chosen += [n for n, recipe in ZOO.items() if everything or recipe.kind == kind]
+    if not chosen:
+        if kind:
+            kinds = sorted({recipe.kind for recipe in ZOO.values()})
+            raise UnknownRecipe(f"no recipe of kind {kind!r}", expected=", ".join(kinds))
+        raise click.UsageError("give recipe names, --kind or --all; see `fucina list`")
+    return list(dict.fromkeys(chosen))
+
+
+def _job(
+    name: str, data: str, settings: dict[str, str], device: str, out: Path,
+    targets: tuple[str, ...] = (DEFAULT_TARGET,),
+) -> Job:  # fmt: skip
+    """A job whose name, data, settings and targets have been found to exist."""
+    from flows.stages import Job
+    from pipeline.artifacts import sweep
+    from pipeline.backends import target
+
+    for wanted in targets:
+        target(wanted)
+    job = Job(name, data, targets, dict(settings), out, _device(device))
+    if data not in job.recipe.data:
+        raise BadSetting(
+            f"recipe {name!r} has no data {data!r}", expected=" or ".join(job.recipe.data)
+        )
+    sweep(job.folder)
+    return job
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        return "cuda" if available else "cpu"
+    if wanted != "cpu" and not (wanted.startswith("cuda") and available):
+        raise BadSetting(
+            f"device {wanted!r} is not here", expected="cpu" + (", cuda" if available else "")
+        )
+    return wanted
+
+
+def _stage_command(stage: str, help_text: str) -> None:
+    @cli.command(stage, help=help_text)
+    @click.argument("name")
+    @targets_option
+    @job_options
+    def command(
+        name: str, targets: tuple[str, ...], data: str, settings: dict[str, str], device: str,
+        out: Path, as_json: bool,
+    ) -> None:  # fmt: skip
+        from flows import output, stages
+        from flows.console import listener, shown
+
+        job = _job(name, data, settings, device, out, targets)
+        parts = stages.resumed(job, stage)
+        with shown():
+            made = stages.advance(job, stage, parts, listener.get()(job.recipe.name, stage))
+        document = output.describe_stage(job, made)
+        output.print_json(document) if as_json else output.print_facts(document)
+        if stage == "verify":
+            for certificate in made.certificates:
+                stages.require(certificate)
+
+
+_stage_command("train", "Train NAME, or take the trained model that is there.")
+_stage_command("export", "Export the trained NAME to ONNX and record its cases.")
+_stage_command("optimize", "Build the engines of the exported NAME.")
+_stage_command("verify", "Certify the engines of NAME against the original module.")
+_stage_command("package", "Package the certified engines of NAME into a bundle.")
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN")
+@click.option("--latency/--no-latency", default=True, help="Measure against PyTorch eager.")
+@out_option
+@as_json
+def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
+    """Write the HTML report of RUN, a name or a run's folder, with its plots."""
+    from flows import output
+    from flows.reporting import write
+
+    folder = Path(run_folder) if Path(run_folder).is_dir() else out / run_folder.rpartition(":")[2]
+    path, measured = write(folder, latency)
+    if as_json:
+        output.print_json({"report": str(path), "latency": measured})
+    else:
+        print(path)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME_OR_BUNDLE...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
+@click.option("--port", default=3000, show_default=True, help="REST port; 0 takes a free one.")
+@click.option("--grpc-port", default=3001, show_default=True, help="gRPC port; 0 takes a free one.")
+@click.option(
+    "--check", is_flag=True, help="Answer one recorded request over each transport, stop."
+)
+@out_option
+@as_json
+def serve(
+    names: tuple[str, ...], host: str, port: int, grpc_port: int, check: bool, out: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Serve bundles over REST and gRPC until interrupted."""
+    from flows.serving import serve as run_server
+
+    run_server([_bundle_folder(name, out) for name in names], host, port, grpc_port, check, as_json)
+
+
+def _bundle_folder(name: str, out: Path) -> Path:
+    """A bundle's folder, from its path or from the name of a run."""
+    if Path(name).is_dir() or "/" in name:
+        return Path(name)
+    if ":" in name:
+        from models.zoo import find
+
+        name = find(name).name
+    folder = out / name / "bundle"
+    if not folder.exists():
+        raise MissingArtifact(
+            f"{name!r} has no bundle in {out}", fix=f"run `fucina run {name}` first, or give --out"
+        )
+    return folder

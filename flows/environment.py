@@ -1,0 +1,107 @@
+"""The Prefect server that a run reports to: the one that is configured or running, or our own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from models.errors import FucinaError
+
+# Quiet, offline and robust; each only where the caller's environment leaves it open.
+_SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # In memory, a server restart crashes runs that hold a slot, and leaks the slot.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+    # What Prefect logs goes to its server and its UI; the terminal is for our own progress.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+# Lets a standing server see that a run was killed; its thread costs a flow a second at the end.
+_HEARTBEAT = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+_LOCAL_SERVER = "http://127.0.0.1:4200/api"
+_PATIENCE = 120.0
+
+
+@contextlib.contextmanager
+def prefect_server() -> Iterator[Callable[[], None]]:
+    """Have a Prefect server; yields a function that waits until it answers.
+
+    Uses PREFECT_API_URL, else a server on this machine's port 4200, else starts a temporary one
+    that ends with this process. It starts while the caller imports torch and reads data. Enter
+    before Prefect is first imported, which is when it reads its settings.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    standing = os.environ.get("PREFECT_API_URL") or (
+        _LOCAL_SERVER if _answers(_LOCAL_SERVER) else None
+    )
+    if standing:
+        os.environ.setdefault(*_HEARTBEAT)
+        with _environment("PREFECT_API_URL", standing):
+            yield lambda: None
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        log = tempfile.TemporaryFile()
+        # The child ends when its standard input closes, and that is when this process ends: not
+        # before, because Prefect still sends logs and events while the interpreter shuts down.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flows.temporary_server", str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[listener.fileno()],
+        )
+    with _environment("PREFECT_API_URL", address):
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        # Nobody is left to read heartbeats of a server that ends with its run.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield lambda: _wait(child, address, log)
+
+
+def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
+    until = time.monotonic() + _PATIENCE
+    while not _answers(address, timeout=5):
+        if child.poll() is not None or time.monotonic() > until:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+            raise FucinaError(
+                "the temporary Prefect server did not start",
+                got=lines[-1] if lines else f"no answer within {_PATIENCE:.0f} s",
+                fix="start one with `prefect server start`, or set PREFECT_API_URL",
+            )
+        time.sleep(0.05)
+
+
+def _answers(address: str, timeout: float = 0.5) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=timeout) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

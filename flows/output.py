@@ -1,0 +1,194 @@
+"""What commands print: one JSON document, or tables for a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.stages import BUNDLE_LINK, Job, Parts
+from models.layers import Inspection
+from models.recipe import Recipe
+from pipeline.bundle import Bundle
+from pipeline.compare import worst_ratio
+from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=2))
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A row of `fucina list`."""
+    return {
+        "name": recipe.name,
+        "kind": recipe.kind,
+        "title": recipe.title,
+        "paper": recipe.paper,
+        "parameters": sum(p.numel() for p in recipe.build().parameters()),
+        "data": list(recipe.data),
+        "metric": recipe.metric,
+        "floor": dict(recipe.floor),
+    }
+
+
+def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
+    """What `fucina run` says of one recipe that went all the way."""
+    manifest = bundle.manifest
+    certificates = {target: bundle.certificate(target) for target in manifest.engines}
+    return {
+        "name": manifest.name,
+        "kind": manifest.kind,
+        "data": manifest.data["name"],
+        "metric": job.recipe.metric,
+        "metrics": manifest.metrics,
+        "floor": job.recipe.floor[job.data],
+        "certificate": {
+            "passed": all(bool(certificate) for certificate in certificates.values()),
+            "worst_error_over_limit": max(map(_worst, certificates.values())),
+        },
+        "engines": [
+            {
+                "target": target,
+                "path": str(bundle.engine(target).folder),
+                "files": bundle.engine(target).files,
+                "certificate": certificate.digest,
+                "passed": certificate.passed,
+                "comparisons": len(certificate.findings),
+            }
+            for target, certificate in certificates.items()
+        ],
+        "bundle": str(job.folder / BUNDLE_LINK),
+        "version": manifest.version,
+        "digest": bundle.digest,
+    }
+
+
+def describe_stage(job: Job, parts: Parts) -> dict[str, Any]:
+    """What a single stage's command says of what it made last."""
+    facts: dict[str, Any] = {"name": job.recipe.name}
+    if parts.bundle:
+        return facts | describe_bundle(job, parts.bundle)
+    if parts.certificates:
+        rows = [_describe_certificate(certificate) for certificate in parts.certificates]
+        return facts | {"certificates": rows}
+    if parts.engines:
+        rows = [
+            {"target": engine.target, "options": engine.options, **_place(engine)}
+            for engine in parts.engines
+        ]
+        return facts | {"engines": rows}
+    if parts.model:
+        signature = parts.model.signature
+        return facts | {
+            "opset": parts.model.opset,
+            "inputs": {spec.name: str(spec) for spec in signature.inputs},
+            "outputs": {spec.name: str(spec) for spec in signature.outputs},
+            **_place(parts.model),
+        }
+    trained = parts.trained
+    assert trained is not None
+    return facts | {
+        "data": trained.data["name"],
+        "parameters": trained.parameters,
+        "metrics": trained.metrics,
+        "best_epoch": trained.best_epoch,
+        **_place(trained),
+    }
+
+
+def _place(value: TrainedModel | OnnxModel | Engine | Certificate) -> dict[str, str]:
+    return {"path": str(value.folder), "digest": value.digest}
+
+
+def _describe_certificate(certificate: Certificate) -> dict[str, Any]:
+    return {
+        "target": certificate.target,
+        "passed": certificate.passed,
+        "comparisons": len(certificate.findings),
+        "worst_error_over_limit": _worst(certificate),
+        "failures": list(certificate.failures),
+        "not_run": list(certificate.not_run),
+        **_place(certificate),
+    }
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """A document as lines of `key: value`, nested ones indented."""
+    for line in _lines(facts, ""):
+        print(line)
+
+
+def _lines(value: object, indent: str) -> Iterator[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(cast("list[object]", value), 1)
+    for key, part in items:
+        if isinstance(part, dict | list) and part:
+            yield f"{indent}{key}:"
+            yield from _lines(part, indent + "  ")
+        else:
+            yield f"{indent}{key}: {part}"
+
+
+def print_recipes(rows: list[dict[str, Any]]) -> None:
+    """The zoo as a table."""
+    table = _table("name", "kind", "parameters", "data", "metric", "paper")
+    for row in rows:
+        table.add_row(
+            row["name"], row["kind"], f"{row['parameters']:,}", ", ".join(row["data"]),
+            row["metric"], row["paper"],
+        )  # fmt: skip
+    Console().print(table)
+
+
+def print_layers(inspection: Inspection) -> None:
+    """The layer table, and totals."""
+    table = _table(
+        "layer", "type", "output shape", ">parameters", ">multiplications", ">receptive field"
+    )
+    for layer in inspection.layers:
+        table.add_row(
+            layer.name, layer.type, " x ".join(map(str, layer.output_shape)),
+            f"{layer.parameters:,}", f"{layer.multiplications:,}",
+            "-" if layer.receptive_field is None else str(layer.receptive_field),
+        )  # fmt: skip
+    Console().print(table)
+    Console().print(
+        f"{inspection.name}: {inspection.parameters:,} parameters, "
+        f"{inspection.multiplications:,} multiplications a row"
+    )
+
+
+def print_released(rows: list[dict[str, Any]]) -> None:
+    """What became of each recipe of a run."""
+    table = _table("recipe", "data", "test metric", "certificate", ">seconds", "bundle")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], "", "[red]failed", "", "", "")
+            continue
+        ratio = row["certificate"]["worst_error_over_limit"]
+        table.add_row(
+            row["name"], row["data"], f"{row['metric']} {row['metrics'][row['metric']]:.4f}",
+            f"[green]passed[/], worst error {ratio:.2f} of its limit", f"{row['seconds']:.1f}",
+            row["bundle"],
+        )  # fmt: skip
+    Console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    """A table; a column whose name starts with `>` holds numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column.removeprefix(">"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+        )
+    return table
+
+
+def _worst(certificate: Certificate) -> float:
+    return round(worst_ratio(certificate.findings), 4)

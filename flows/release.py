@@ -1,0 +1,187 @@
+"""The Prefect flow `release`: one recipe through every stage, a task a stage."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from flows import stages
+from flows.console import listener
+from flows.stages import Job
+from models.errors import DataUnavailable
+from pipeline.artifacts import load
+from pipeline.backends import DEFAULT_TARGET
+from pipeline.progress import Progress
+from pipeline.values import (
+    CERTIFICATE_VALUE,
+    ENGINE_VALUE,
+    MODEL_VALUE,
+    TRAINED_VALUE,
+    Certificate,
+    Engine,
+    Finding,
+    OnnxModel,
+    TrainedModel,
+)
+
+Record = dict[str, str]  # path and sha256: what goes from task to task
+Plan = dict[str, Any]  # the fields of a `Job` but its reference, as JSON
+
+
+def _unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Only a download that failed on its way can go better the next time."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, DataUnavailable) and isinstance(error.__cause__, OSError)
+
+
+_downloads = {
+    "retries": 2,
+    "retry_delay_seconds": [1, 4],
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": _unreachable,
+}
+
+
+@task(name="train", task_run_name="train {reference}", cache_policy=NO_CACHE, **_downloads)
+def train(reference: str, plan: Plan) -> Record:
+    return _record(stages.train(_job(reference, plan), _progress(reference, "train")))
+
+
+@task(name="export", task_run_name="export {reference}", cache_policy=NO_CACHE, **_downloads)
+def export(reference: str, plan: Plan, trained: Record) -> Record:
+    source = load(TrainedModel, Path(trained["path"]), TRAINED_VALUE)
+    return _record(stages.export(_job(reference, plan), source, _progress(reference, "export")))
+
+
+@task(name="optimize", task_run_name="optimize {reference} {target}", cache_policy=NO_CACHE)
+def optimize(reference: str, plan: Plan, model: Record, target: str) -> Record:
+    source = load(OnnxModel, Path(model["path"]), MODEL_VALUE)
+    progress = _progress(reference, "optimize")
+    return _record(stages.optimize(_job(reference, plan), source, target, progress))
+
+
+@task(name="verify", task_run_name="verify {reference} {target}", cache_policy=NO_CACHE)
+def verify(reference: str, plan: Plan, model: Record, engine: Record, target: str) -> Record:
+    certificate = stages.verify(
+        _job(reference, plan),
+        load(Engine, Path(engine["path"]), ENGINE_VALUE),
+        load(OnnxModel, Path(model["path"]), MODEL_VALUE),
+        _progress(reference, "verify"),
+    )
+    create_markdown_artifact(
+        markdown=certificate_markdown(certificate),
+        key=_artifact_key(f"certificate-{certificate.recipe}-{target}"),
+        description=f"Certificate of {certificate.recipe} on {target}",
+    )
+    stages.require(certificate)
+    return _record(certificate)
+
+
+@task(name="package", task_run_name="package {reference}", cache_policy=NO_CACHE)
+def package(
+    reference: str,
+    plan: Plan,
+    trained: Record,
+    model: Record,
+    engines: list[Record],
+    certificates: list[Record],
+) -> Record:
+    pairs = [
+        (
+            load(Engine, Path(engine["path"]), ENGINE_VALUE),
+            load(Certificate, Path(certificate["path"]), CERTIFICATE_VALUE),
+        )
+        for engine, certificate in zip(engines, certificates, strict=True)
+    ]
+    bundle = stages.package(
+        _job(reference, plan),
+        load(TrainedModel, Path(trained["path"]), TRAINED_VALUE),
+        load(OnnxModel, Path(model["path"]), MODEL_VALUE),
+        pairs,
+        _progress(reference, "package"),
+    )
+    return {"path": str(bundle.folder), "sha256": bundle.digest}
+
+
+@flow(name="release", flow_run_name="release {reference}", result_serializer="json")
+def release(
+    reference: str,
+    data: str = "embedded",
+    targets: list[str] | None = None,
+    changes: dict[str, Any] | None = None,
+    out: str = "runs",
+    device: str = "cpu",
+) -> dict[str, Record]:
+    """Take one recipe to a certified bundle; paths and digests of what each stage left.
+
+    `changes` are settings by name. What is already in `out` with the same inputs is not done again.
+    """
+    names = targets or [DEFAULT_TARGET]
+    plan: Plan = {"data": data, "changes": changes or {}, "out": out, "device": device}
+    trained = train(reference, plan)
+    model = export(reference, plan, trained)
+    engines = [optimize(reference, plan, model, name) for name in names]
+    certificates = [
+        verify(reference, plan, model, engine, name)
+        for name, engine in zip(names, engines, strict=True)
+    ]
+    bundle = package(reference, plan, trained, model, engines, certificates)
+    return {"train": trained, "export": model, "package": bundle}
+
+
+def certificate_markdown(certificate: Certificate) -> str:
+    """A certificate as a person reads it in the Prefect UI."""
+    verdict = "passed" if certificate else "FAILED"
+    worst: dict[str, Finding] = {}
+    for finding in certificate.findings:
+        size = float("inf") if finding.error is None else finding.error
+        before = worst.get(finding.check)
+        if before is None or (before.error is not None and size > before.error):
+            worst[finding.check] = finding
+    lines = [
+        f"# {certificate.recipe} on {certificate.target}: {verdict}",
+        "",
+        "| check | worst case | output | error / scale | limit |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for check, finding in worst.items():
+        error = finding.note if finding.error is None else f"{finding.error:.1e}"
+        lines.append(
+            f"| {check} | {finding.case} | {finding.output} | {error} | {finding.limit:.1e} |"
+        )
+    lines += ["", *(f"- failed: {text}" for text in certificate.failures)]
+    lines += [f"- not run: {text}" for text in certificate.not_run]
+    lines += ["", *(f"`{name}` sha256 `{sha}`" for name, sha in certificate.subject.items())]
+    return "\n".join(lines)
+
+
+def _job(reference: str, plan: Plan) -> Job:
+    return Job(reference, **{**plan, "out": Path(plan["out"])})
+
+
+def _record(value: TrainedModel | OnnxModel | Engine | Certificate) -> Record:
+    return {"path": str(value.folder), "sha256": value.digest}
+
+
+def _progress(reference: str, stage: str) -> Progress:
+    """Tell the person at the terminal, and the run's log in the Prefect UI."""
+    shown = listener.get()(reference, stage)
+    logger = get_run_logger()
+
+    def progress(done: int, total: int, text: str) -> None:
+        shown(done, total, text)
+        logger.info("%s %d/%d %s", stage, done, total, text)
+
+    return progress
+
+
+def _artifact_key(text: str) -> str:
+    """Prefect's artifact keys hold lower-case letters, digits and dashes only."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())

@@ -1,0 +1,329 @@
+"""Each stage on a run folder: what is already there with the same key is not done again.
+
+runs/lenet5/train/KEY/     TrainedModel
+runs/lenet5/export/KEY/    OnnxModel
+runs/lenet5/optimize/KEY/  Engine
+runs/lenet5/verify/KEY/    Certificate
+runs/lenet5/package/KEY/   the bundle
+runs/lenet5/bundle         a link to the last one
+runs/lenet5/run.json       where the last run's parts lie
+
+A key is the digest of all that the result depends on: the parents' digests, the settings, the
+source code of the stage and of the recipe, the library versions. Folders are renamed into place
+when whole, so a process killed at any moment leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from models.datasets import Dataset
+from models.errors import BundleError, CertificateFailed, MissingArtifact
+from models.recipe import Recipe
+from models.zoo import find
+from pipeline.artifacts import check_files, digest_json, load, new_folder, point, write_json
+from pipeline.backends import DEFAULT_TARGET, backend_module
+from pipeline.backends import target as find_target
+from pipeline.bundle import Bundle, open_bundle
+from pipeline.progress import Progress, silent
+from pipeline.values import (
+    CERTIFICATE_VALUE,
+    ENGINE_VALUE,
+    MODEL_VALUE,
+    TRAINED_VALUE,
+    Certificate,
+    Engine,
+    OnnxModel,
+    TrainedModel,
+)
+from pipeline.versions import libraries, source_digest
+
+Value = TypeVar("Value", bound=BaseModel)
+
+STAGES = ("train", "export", "optimize", "verify", "package")
+BUNDLE_LINK = "bundle"
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe to take through the stages, on which data, with which settings, to where."""
+
+    reference: str
+    data: str = "embedded"
+    targets: tuple[str, ...] = (DEFAULT_TARGET,)
+    changes: dict[str, Any] = field(default_factory=dict)
+    out: Path = Path("runs")
+    device: str = "cpu"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return find(self.reference).override(self.changes)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return self.recipe.load(self.data)
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.recipe.name
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Where the recipe's own code is."""
+        return (self.recipe.network.__module__, self.recipe.served.__module__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a job's stages have made so far."""
+
+    trained: TrainedModel | None = None
+    model: OnnxModel | None = None
+    engines: tuple[Engine, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    bundle: Bundle | None = None
+
+
+def resumed(job: Job, stage: str) -> Parts:
+    """What lies in the run folder of all stages before `stage`.
+
+    Raises `MissingArtifact` naming the command that makes what is missing.
+    """
+    parts = Parts()
+    for earlier in STAGES[: STAGES.index(stage)]:
+        parts = advance(job, earlier, parts, only_resume=True)
+    return parts
+
+
+def advance(
+    job: Job, stage: str, parts: Parts, progress: Progress = silent, only_resume: bool = False
+) -> Parts:
+    """Do one stage for every target of the job."""
+    match stage, parts:
+        case "train", _:
+            return Parts(train(job, progress, only_resume))
+        case "export", Parts(trained=TrainedModel() as trained):
+            return replace(parts, model=export(job, trained, progress, only_resume))
+        case "optimize", Parts(model=OnnxModel() as model):
+            engines = [optimize(job, model, t, progress, only_resume) for t in job.targets]
+            return replace(parts, engines=tuple(engines))
+        case "verify", Parts(model=OnnxModel() as model):
+            found = [verify(job, e, model, progress, only_resume) for e in parts.engines]
+            return replace(parts, certificates=tuple(found))
+        case "package", Parts(trained=TrainedModel() as trained, model=OnnxModel() as model):
+            pairs = list(zip(parts.engines, map(require, parts.certificates), strict=True))
+            return replace(parts, bundle=package(job, trained, model, pairs, progress))
+    raise ValueError(f"{stage!r} is not the stage after {parts}")
+
+
+def train(job: Job, progress: Progress = silent, only_resume: bool = False) -> TrainedModel:
+    """Train, or take what is there. With `only_resume`, raises `MissingArtifact` instead."""
+    from pipeline.train import train as stage
+
+    recipe = job.recipe
+    key = _key(
+        "train",
+        source=source_digest("pipeline.train", *job.modules),
+        data=job.dataset.digest,
+        settings=recipe.all_settings(job.data) | {"floor": recipe.floor[job.data]},
+        device=job.device,
+        libraries=libraries("torch", "numpy"),
+    )
+    checkpoint = job.folder / "train" / f"{key}.checkpoint"
+
+    def make(out: Path) -> object:
+        return stage(
+            recipe, job.data, job.dataset, out,
+            device=job.device, checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+
+    value = _resume(job, "train", key, TrainedModel, TRAINED_VALUE, make, only_resume)
+    checkpoint.unlink(missing_ok=True)
+    return value
+
+
+def export(
+    job: Job, trained: TrainedModel, progress: Progress = silent, only_resume: bool = False
+) -> OnnxModel:
+    """Export, or take what is there."""
+    from pipeline.export import export as stage
+
+    key = _key(
+        "export",
+        source=source_digest("pipeline.export", *job.modules),
+        trained=trained.digest,
+        libraries=libraries("torch", "onnx", "onnxscript", "onnxruntime"),
+    )
+
+    def make(out: Path) -> object:
+        return stage(job.recipe, job.dataset, trained, out, progress=progress)
+
+    return _resume(job, "export", key, OnnxModel, MODEL_VALUE, make, only_resume)
+
+
+def optimize(
+    job: Job, model: OnnxModel, target: str, progress: Progress = silent, only_resume: bool = False
+) -> Engine:
+    """Optimize for one target, or take what is there."""
+    from pipeline.optimize import optimize as stage
+
+    module = backend_module(find_target(target))
+    key = _key(
+        "optimize",
+        source=source_digest("pipeline.optimize", module),
+        model=model.digest,
+        target=target,
+        libraries=libraries("onnxruntime"),
+    )
+
+    def make(out: Path) -> object:
+        return stage(model, target, out, progress=progress)
+
+    return _resume(job, "optimize", key, Engine, ENGINE_VALUE, make, only_resume)
+
+
+def verify(
+    job: Job, engine: Engine, model: OnnxModel, progress: Progress = silent,
+    only_resume: bool = False,
+) -> Certificate:  # fmt: skip
+    """Certify one engine, or take the certificate that is there."""
+    from pipeline.verify import verify as stage
+
+    module = backend_module(find_target(engine.target))
+    key = _key(
+        "verify",
+        source=source_digest("pipeline.verify", module),
+        engine=engine.digest,
+        model=model.digest,
+        libraries=libraries("numpy", "onnxruntime"),
+    )
+
+    def make(out: Path) -> object:
+        return stage(engine, model, out, progress=progress)
+
+    return _resume(job, "verify", key, Certificate, CERTIFICATE_VALUE, make, only_resume)
+
+
+def require(certificate: Certificate) -> Certificate:
+    """The certificate if it passed. Raises `CertificateFailed` with its first failure."""
+    if not certificate:
+        more = len(certificate.failures) - 1
+        raise CertificateFailed(
+            f"{certificate.recipe} on {certificate.target} is not certified: "
+            f"{certificate.failures[0]}" + (f" (and {more} more)" if more else ""),
+            fix=f"see {certificate.folder / CERTIFICATE_VALUE}",
+        )
+    return certificate
+
+
+def package(
+    job: Job,
+    trained: TrainedModel,
+    model: OnnxModel,
+    engines: list[tuple[Engine, Certificate]],
+    progress: Progress = silent,
+) -> Bundle:
+    """Package certified engines, or take the bundle that is there; `bundle` then links to it."""
+    from pipeline.package import package as stage
+
+    key = _key(
+        "package",
+        source=source_digest("pipeline.package", *job.modules),
+        trained=trained.digest,
+        model=model.digest,
+        engines=[engine.digest for engine, _ in engines],
+        certificates=[certificate.digest for _, certificate in engines],
+        libraries=libraries("fucina", "matplotlib"),
+    )
+    final = job.folder / "package" / key
+    try:
+        bundle = open_bundle(final)
+    except BundleError:
+        _discard(final)
+        with new_folder(final) as out:
+            stage(job.recipe, trained, model, engines, out, progress=progress)
+        bundle = open_bundle(final)
+    point(job.folder / BUNDLE_LINK, final)
+    _write_run(job, trained, model, engines, bundle)
+    return bundle
+
+
+def _write_run(
+    job: Job,
+    trained: TrainedModel,
+    model: OnnxModel,
+    engines: list[tuple[Engine, Certificate]],
+    bundle: Bundle,
+) -> None:
+    def place(folder: Path) -> str:
+        return str(folder.relative_to(job.folder))
+
+    write_json(
+        job.folder / RUN_FILE,
+        {
+            "reference": job.reference,
+            "data": job.data,
+            "changes": job.changes,
+            "train": place(trained.folder),
+            "export": place(model.folder),
+            "optimize": [place(engine.folder) for engine, _ in engines],
+            "verify": [place(certificate.folder) for _, certificate in engines],
+            "package": place(bundle.folder),
+            "bundle_digest": bundle.digest,
+        },
+    )
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The last run's record in a run folder. Raises `MissingArtifact`."""
+    try:
+        return json.loads((folder / RUN_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise MissingArtifact(
+            f"{folder} holds no finished run", got=f"no {RUN_FILE}", fix="use `fucina run` first"
+        ) from error
+
+
+def _key(stage: str, **parts: Any) -> str:
+    return digest_json({"stage": stage, **parts})[:16]
+
+
+def _resume(
+    job: Job,
+    stage: str,
+    key: str,
+    kind: type[Value],
+    name: str,
+    make: Callable[[Path], object],
+    only_resume: bool,
+) -> Value:
+    final = job.folder / stage / key
+    try:
+        value = load(kind, final, name)
+        check_files(final, getattr(value, "files", {}))
+        return value
+    except (MissingArtifact, BundleError):
+        if only_resume:
+            raise MissingArtifact(
+                f"{job.recipe.name} has no result of `{stage}` for these settings in {job.out}",
+                fix=f"run `fucina {stage} {job.reference}` with the same settings first",
+            ) from None
+    _discard(final)
+    with new_folder(final) as out:
+        make(out)
+    return load(kind, final, name)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a result that is not whole, so that it is made again."""
+    if folder.exists():
+        shutil.rmtree(folder)

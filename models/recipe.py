@@ -1,0 +1,165 @@
+"""A recipe: everything that makes one architecture trainable, exportable and servable."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from models.codec import Codec
+from models.errors import BadSetting
+from models.signature import Arrays, Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from models.datasets import Dataset
+
+Kind = Literal["classification", "segmentation", "sequence", "generative", "detection", "control"]
+Tensors = dict[str, "Tensor"]
+
+
+class Training(BaseModel):
+    """How a recipe is trained; each field is a setting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
+    batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One architecture and its task.
+
+    `network`, `served`, `data` and `signature` are callables; the keyword parameters that they
+    declare with a default are settings of the recipe, set together by name. So `image=64` reaches
+    the data, the network and the signature at once.
+
+    - `network(**settings)` is the architecture, `served(network, **settings)` what is exported:
+      a module from named tensors to a dictionary of named tensors. It is also what is trained, so
+      training and serving cannot disagree about preprocessing.
+    - `data[name](**settings)` gives a `Dataset` with separate train, validation and test rows.
+    - `loss(outputs, targets)` is a scalar, `evaluate(outputs, targets)` the metrics over a split.
+    - `prepare(module, inputs)` runs once on the training inputs, for statistics of the input.
+    - `floor[name]` is the least test value of `metric` on that data, missing it fails the run;
+      `training[name]` is how it is trained there.
+    - `deviations` name what differs from the paper.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    paper: str
+    network: Callable[..., nn.Module]
+    served: Callable[..., nn.Module]
+    signature: Callable[..., Signature]
+    data: Mapping[str, Callable[..., Dataset]]
+    loss: Callable[[Tensors, Tensors], Tensor]
+    evaluate: Callable[[Arrays, Arrays], dict[str, float]]
+    metric: str
+    floor: Mapping[str, float]
+    training: Mapping[str, Training]
+    codec: Callable[[Dataset], Codec] = lambda dataset: Codec()
+    prepare: Callable[[nn.Module, Tensors], None] = lambda module, inputs: None
+    exporter: Literal["dynamo", "torchscript"] = "dynamo"
+    deviations: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def override(self, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe with other settings, each validated.
+
+        Raises `BadSetting` naming the setting, what it got and what it may be.
+        """
+        own = _keywords(self)
+        fields: dict[str, Any] = {**own, "floor": (float | None, None)}
+        for name, info in Training.model_fields.items():
+            fields[name] = (info.annotation, info)
+        for name in changes:
+            if name not in fields:
+                raise BadSetting(
+                    f"recipe {self.name!r} has no setting {name!r}",
+                    expected="one of " + ", ".join(sorted(fields)),
+                )
+        model = create_model(
+            "Settings", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields
+        )
+        try:
+            values = model.model_validate(dict(changes)).model_dump(include=set(changes))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BadSetting(
+                f"setting {first['loc'][0]!r} of recipe {self.name!r} is refused",
+                got=repr(first["input"]),
+                expected=first["msg"].removeprefix("Input should be "),
+            ) from error
+        floor = values.pop("floor", None)
+        training = {n: values.pop(n) for n in list(values) if n in Training.model_fields}
+        return replace(
+            self,
+            training={n: t.model_copy(update=training) for n, t in self.training.items()},
+            settings={**self.settings, **values},
+            floor=self.floor if floor is None else dict.fromkeys(self.data, floor),
+        )
+
+    def all_settings(self, data: str) -> dict[str, Any]:
+        """Every setting with its value on that data: the training ones, then the recipe's own."""
+        own = {name: default for name, (_, default) in _keywords(self).items()}
+        return self.training[data].model_dump() | own | dict(self.settings)
+
+    def build(self) -> nn.Module:
+        """A fresh served module with initial weights, drawn from torch's current generator."""
+        network = self._call(self.network)
+        return self._call(self.served, network)
+
+    def make_signature(self) -> Signature:
+        return self._call(self.signature)
+
+    def load(self, data: str) -> Dataset:
+        """The data set of that name. Raises `BadSetting` with the names there are."""
+        if data not in self.data:
+            raise BadSetting(
+                f"recipe {self.name!r} has no data {data!r}", expected=" or ".join(self.data)
+            )
+        return self._call(self.data[data])
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        names = _parameters(function)
+        return function(*args, **{n: v for n, v in self.settings.items() if n in names})
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The keyword parameters with defaults of a callable: name to (type, default)."""
+    init = function.__init__ if inspect.isclass(function) else function
+    try:
+        hints = get_type_hints(init)
+    except NameError:  # names that exist for the type checker only
+        hints = {}
+    return {
+        name: (hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
+def _keywords(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for function in (recipe.network, recipe.served, recipe.signature, *recipe.data.values()):
+        for name, declared in _parameters(function).items():
+            if found.setdefault(name, declared)[1] != declared[1]:
+                raise BadSetting(
+                    f"recipe {recipe.name!r} declares setting {name!r} with two defaults",
+                    got=f"{found[name][1]!r} and {declared[1]!r}",
+                )
+    clash = found.keys() & {*Training.model_fields, "floor"}
+    if clash:
+        raise BadSetting(f"recipe {recipe.name!r} declares {sorted(clash)}, which are training's")
+    return found

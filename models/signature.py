@@ -1,0 +1,288 @@
+"""The single declaration of what goes into an engine and what comes out.
+
+Dynamic axes of the export, profiles of a compiler, the shapes that `verify` sweeps, request
+validation and the service's schema are all computed from one `Signature`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from models.errors import BadInput
+
+DType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+Sizes = dict[str, int]
+Arrays = dict[str, np.ndarray]
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension that varies from `min` to `max`, most often `opt`."""
+
+    name: str
+    min: int
+    opt: int
+    max: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Axis:
+        if not self.name.isidentifier():
+            raise ValueError(f"axis name must be an identifier, got {self.name!r}")
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ValueError(
+                f"axis {self.name!r} needs 1 <= min <= opt <= max, "
+                f"got {self.min}, {self.opt}, {self.max}"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.min}..{self.max}"
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+class TensorSpec:
+    """One named tensor: its dtype, its shape (sizes and axes), the values it is meant to hold.
+
+    `low` and `high` say what range real inputs have; they shape the edge inputs of the
+    certificate and the documentation, and finite values beyond them are not refused.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | Axis, ...]
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> TensorSpec:
+        if not self.name.isidentifier():
+            raise ValueError(f"tensor name must be an identifier, got {self.name!r}")
+        for size in self.shape:
+            if isinstance(size, int) and size < 1:
+                raise ValueError(f"tensor {self.name!r} has a dimension of {size}")
+        names = [size.name for size in self.shape if isinstance(size, Axis)]
+        if len(names) != len(set(names)):
+            raise ValueError(f"tensor {self.name!r} uses one axis twice: {names}")
+        if BATCH in names and names.index(BATCH) != 0:
+            raise ValueError(f"tensor {self.name!r}: axis 'batch' must be the first")
+        return self
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return tuple(size for size in self.shape if isinstance(size, Axis))
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype.startswith("float")
+
+    def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape when each axis has the given size."""
+        return tuple(sizes[s.name] if isinstance(s, Axis) else s for s in self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(str(size) for size in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Named inputs and named outputs; an axis name means the same size wherever it stands."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Signature:
+        if not self.inputs or not self.outputs:
+            raise ValueError("a signature needs at least one input and one output")
+        names = [spec.name for spec in self.inputs + self.outputs]
+        if len(names) != len(set(names)):
+            raise ValueError(f"tensor names must differ, got {names}")
+        ranges: dict[str, Axis] = {}
+        for spec in self.inputs + self.outputs:
+            for axis in spec.axes:
+                if ranges.setdefault(axis.name, axis) != axis:
+                    raise ValueError(f"axis {axis.name!r} is declared with two ranges")
+        known = {axis.name for spec in self.inputs for axis in spec.axes}
+        for spec in self.outputs:
+            for axis in spec.axes:
+                if axis.name not in known:
+                    raise ValueError(f"output axis {axis.name!r} is an axis of no input")
+        if BATCH in ranges:
+            for spec in self.inputs + self.outputs:
+                first = spec.shape[0] if spec.shape else None
+                if not (isinstance(first, Axis) and first.name == BATCH):
+                    raise ValueError(f"tensor {spec.name!r} lacks the batch axis others have")
+        return self
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """Every axis by name, in the order of the inputs."""
+        return {axis.name: axis for spec in self.inputs for axis in spec.axes}
+
+    @property
+    def batch(self) -> Axis | None:
+        return self.axes.get(BATCH)
+
+    def input(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    def output(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.outputs if spec.name == name)
+
+    def dynamic_axes(self) -> dict[str, dict[int, Axis]]:
+        """Per tensor, which dimension is which axis: what the exporter declares."""
+        return {
+            spec.name: {i: s for i, s in enumerate(spec.shape) if isinstance(s, Axis)}
+            for spec in self.inputs + self.outputs
+        }
+
+    def profile(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Per input its smallest, most usual and largest shape: a compiler's profile."""
+        bounds = {
+            bound: {name: getattr(axis, bound) for name, axis in self.axes.items()}
+            for bound in ("min", "opt", "max")
+        }
+        return {
+            spec.name: {bound: spec.at(sizes) for bound, sizes in bounds.items()}
+            for spec in self.inputs
+        }
+
+    def example(self) -> Sizes:
+        """Sizes to trace with: 2 or more where allowed, all different, unlike any fixed size.
+
+        An exporter that sees two equal numbers may take them for one, and it takes 1 for a
+        constant.
+        """
+        taken = {s for spec in self.inputs for s in spec.shape if isinstance(s, int)}
+        sizes: Sizes = {}
+        for name, axis in self.axes.items():
+            allowed = range(max(axis.min, min(2, axis.max)), axis.max + 1)
+            fresh = (n for n in allowed if n not in taken)
+            sizes[name] = next(fresh, allowed[0])
+            taken.add(sizes[name])
+        return sizes
+
+    def corners(self) -> list[Sizes]:
+        """Every combination of sizes that a certificate has to cover, each once.
+
+        Batches 1, 2, 3, opt, max-1, max with the other axes as usual; each other axis at its
+        ends, one inside either end, and an odd size, at batches 2 and 3; then all axes at
+        their smallest and all at their largest.
+        """
+        usual = {name: axis.opt for name, axis in self.axes.items()}
+        sweep: list[Sizes] = []
+        for name, axis in self.axes.items():
+            if name == BATCH:
+                sweep += [usual | {name: n} for n in (1, 2, 3, axis.opt, axis.max - 1, axis.max)]
+                continue
+            odd = axis.opt + 1 - axis.opt % 2
+            sizes = (axis.min, axis.min + 1, odd, axis.opt, axis.max - 1, axis.max)
+            pair = (2, 3) if self.batch else (1,)
+            for n, rows in itertools.product(sizes, pair):
+                sweep.append(usual | {name: n} | ({BATCH: rows} if self.batch else {}))
+        sweep.append({name: axis.min for name, axis in self.axes.items()})
+        sweep.append({name: axis.max for name, axis in self.axes.items()})
+        unique: list[Sizes] = []
+        for sizes in sweep:
+            inside = all(self.axes[n].min <= size <= self.axes[n].max for n, size in sizes.items())
+            if inside and sizes not in unique:
+                unique.append(sizes)
+        return unique
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> Sizes:
+        """Refuse arrays that the signature does not promise to handle; the size of each axis.
+
+        Raises `BadInput` naming the input, what it got and what it expected: a missing or
+        unknown name, a dtype, a rank, a size, two inputs that disagree on an axis, a NaN or an
+        infinity.
+        """
+        expected = [spec.name for spec in self.inputs]
+        for name in arrays:
+            if name not in expected:
+                raise BadInput(f"input {name!r} is unknown", expected=_names(expected))
+        sizes: Sizes = {}
+        for spec in self.inputs:
+            array = arrays.get(spec.name)
+            if array is None:
+                raise BadInput(
+                    f"input {spec.name!r} is missing",
+                    got=_names(list(arrays)),
+                    expected=_names(expected),
+                )
+            _check_tensor(spec, array, sizes)
+        return sizes
+
+    def json_schema(self) -> dict[str, Any]:
+        """The JSON schema of a request that holds every input as nested lists."""
+        return {
+            "type": "object",
+            "properties": {spec.name: _tensor_schema(spec) for spec in self.inputs},
+            "required": [spec.name for spec in self.inputs],
+            "additionalProperties": False,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return _ADAPTER.dump_python(self, mode="json")
+
+    @staticmethod
+    def from_json(data: object) -> Signature:
+        return _ADAPTER.validate_python(data)
+
+
+_ADAPTER = TypeAdapter(Signature)
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "no inputs"
+
+
+def _check_tensor(spec: TensorSpec, array: np.ndarray, sizes: Sizes) -> None:
+    where = f"input {spec.name!r}"
+    if array.dtype.name != spec.dtype:
+        raise BadInput(f"{where} has a wrong dtype", got=array.dtype.name, expected=spec.dtype)
+    if array.ndim != len(spec.shape):
+        raise BadInput(f"{where} has a wrong shape", got=list(array.shape), expected=str(spec))
+    for size, wanted in zip(array.shape, spec.shape, strict=True):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise BadInput(
+                    f"{where} has a wrong shape", got=list(array.shape), expected=str(spec)
+                )
+            continue
+        if not wanted.min <= size <= wanted.max:
+            raise BadInput(
+                f"{where} axis {wanted.name!r} is out of range",
+                got=size,
+                expected=f"{wanted.min} to {wanted.max}",
+            )
+        if sizes.setdefault(wanted.name, size) != size:
+            raise BadInput(
+                f"{where} disagrees on axis {wanted.name!r} with the inputs before it",
+                got=size,
+                expected=sizes[wanted.name],
+            )
+    # min and max carry a NaN through and need no array of booleans.
+    if spec.floating and array.size and not np.isfinite([array.min(), array.max()]).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise BadInput(
+            f"{where} holds values that are not finite",
+            got=f"{bad} NaN or infinite of {array.size}",
+            expected="finite values",
+        )
+
+
+def _tensor_schema(spec: TensorSpec) -> dict[str, Any]:
+    kind = "number" if spec.floating else "boolean" if spec.dtype == "bool" else "integer"
+    schema: dict[str, Any] = {"type": kind}
+    for size in reversed(spec.shape):
+        low, high = (size.min, size.max) if isinstance(size, Axis) else (size, size)
+        schema = {"type": "array", "items": schema, "minItems": low, "maxItems": high}
+    return schema | {"title": spec.name, "description": str(spec)}

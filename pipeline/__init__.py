@@ -1,0 +1,1 @@
+"""How any recipe becomes a bundle: train, export, optimize, verify, package."""

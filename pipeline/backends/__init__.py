@@ -1,0 +1,119 @@
+"""The interface of everything that compiles and runs a graph, and the table of targets.
+
+A backend is a module with the functions of `Backend`. It is imported when its target is asked
+for, so a machine needs only the libraries of the targets it uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from models.errors import TargetUnavailable
+from models.signature import Arrays, Signature
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Target:
+    """What an engine is built for, by name: library, device and precision."""
+
+    name: str
+    library: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a backend made: file names in the output folder, options that open them, host facts."""
+
+    files: tuple[str, ...]
+    options: dict[str, Any]
+    built_on: dict[str, str]
+
+
+class Session(Protocol):
+    """An engine that is open: named arrays in, named arrays out; safe to call from threads."""
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays: ...
+
+
+class Backend(Protocol):
+    """What a module under `pipeline.backends` provides."""
+
+    def build(self, model: Path, signature: Signature, target: Target, out: Path) -> Built:
+        """Compile `model` into files under `out`. Raises `BuildFailed` with the first complaint."""
+        ...
+
+    def open(self, folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
+        """Open what `build` made, exactly as it will be served."""
+        ...
+
+    def effective(
+        self,
+        folder: Path,
+        files: Mapping[str, str],
+        options: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """What really ran, measured on one call.
+
+        `nodes` (name, operator, device, precision), counts by `devices` and `precisions` in the
+        words of `Target`, and whether `tf32` was allowed.
+        """
+        ...
+
+
+def _target(name: str, library: str) -> Target:
+    _, device, precision = name.split("-")
+    return Target(name, library, device, precision)
+
+
+# The module that serves each target.
+_MODULES = {"ort": "pipeline.backends.ort"}
+
+TARGETS: dict[str, Target] = {
+    name: _target(name, library) for name, library in {"ort-cpu-fp32": "ort"}.items()
+}
+DEFAULT_TARGET = "ort-cpu-fp32"
+
+_PLANNED = (
+    "ort-cpu-int8", "ort-cuda-fp32", "ort-cuda-fp16", "tensorrt-fp32", "tensorrt-fp16",
+    "tensorrt-bf16", "tensorrt-int8", "tensorrt-fp8",
+)  # fmt: skip
+
+
+def target(name: str) -> Target:
+    """The target of that name. Raises `TargetUnavailable` with those this version has."""
+    if name in TARGETS:
+        return TARGETS[name]
+    known = "named in the design but not built by" if name in _PLANNED else "unknown to"
+    raise TargetUnavailable(
+        f"target {name!r} is {known} this version",
+        expected=" or ".join(TARGETS),
+        fix=f"use --target {DEFAULT_TARGET}",
+    )
+
+
+def backend_module(target: Target) -> str:
+    """The module that builds and runs a target."""
+    return _MODULES[target.library]
+
+
+def backend(target: Target) -> Backend:
+    """The backend of a target. Raises `TargetUnavailable` when its library is not installed."""
+    try:
+        return cast(Backend, importlib.import_module(backend_module(target)))
+    except ModuleNotFoundError as error:
+        raise TargetUnavailable(
+            f"target {target.name!r} needs the package {error.name!r}",
+            got="not installed",
+            fix="pip install 'fucina[cpu]'"
+            if target.device == "cpu"
+            else "pip install 'fucina[gpu]'",
+        ) from error

@@ -1,0 +1,128 @@
+"""Engines by ONNX Runtime on the CPU: an offline-optimised graph and recorded session settings."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from models.errors import BuildFailed
+from models.signature import Arrays, Signature
+from pipeline.backends import Built, Target
+
+# Saved at EXTENDED, whose fusions hold on any CPU; opened at ALL, which adds the memory layout
+# of the CPU that serves. A graph saved at ALL is bound to the CPU that built it.
+_SAVED_LEVEL = "EXTENDED"
+_OPTIONS: dict[str, Any] = {
+    "providers": ["CPUExecutionProvider"],
+    "optimization_level": "ALL",
+    "execution_mode": "SEQUENTIAL",
+    # One thread an engine: small graphs gain nothing from more, and workers scale by processes.
+    "intra_op_threads": 1,
+    "inter_op_threads": 1,
+}
+_FILE = "engine.onnx"
+
+# ONNX Runtime's words for what every backend reports in the same terms.
+_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+_PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
+
+
+class OrtSession:
+    """One ONNX Runtime session behind the `Session` interface."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        answers = self._session.run(self._outputs, dict(inputs))
+        return {n: np.asarray(a) for n, a in zip(self._outputs, answers, strict=True)}
+
+
+def build(model: Path, signature: Signature, target: Target, out: Path) -> Built:
+    settings = _settings({**_OPTIONS, "optimization_level": _SAVED_LEVEL})
+    settings.optimized_model_filepath = str(out / _FILE)
+    try:
+        ort.InferenceSession(str(model), settings, providers=_OPTIONS["providers"])
+    except Exception as error:  # ORT's errors share no base class
+        raise BuildFailed(
+            f"ONNX Runtime refuses {model.name}: {_first_line(error)}",
+            fix="see the node it names in the exported graph",
+        ) from error
+    return Built(files=(_FILE,), options=dict(_OPTIONS), built_on=_host())
+
+
+def open(folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> OrtSession:
+    return OrtSession(_session(folder, options, _settings(options)))
+
+
+def effective(
+    folder: Path, files: Mapping[str, str], options: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = _settings(options)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(scratch) / "profile")
+        session = _session(folder, options, settings)
+        session.run(None, dict(inputs))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = []
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            facts = event["args"]
+            dtypes: set[str] = {d for output in facts.get("output_type_shape", []) for d in output}
+            nodes.append(
+                {
+                    "name": event["name"].removesuffix("_kernel_time"),
+                    "operator": facts.get("op_name", ""),
+                    "device": _DEVICES.get(facts.get("provider", ""), facts.get("provider", "")),
+                    "precision": "+".join(sorted(_PRECISIONS.get(d) or d for d in dtypes)),
+                }
+            )
+    return {
+        "nodes": nodes,
+        "devices": dict(Counter(node["device"] for node in nodes)),
+        "precisions": dict(Counter(node["precision"] for node in nodes)),
+        "tf32": False,  # the CPU has no such mode
+    }
+
+
+def _session(
+    folder: Path, options: Mapping[str, Any], settings: ort.SessionOptions
+) -> ort.InferenceSession:
+    path = folder / _FILE
+    try:
+        return ort.InferenceSession(str(path), settings, providers=options["providers"])
+    except Exception as error:
+        raise BuildFailed(
+            f"ONNX Runtime cannot open {path.name}: {_first_line(error)}",
+            fix=f"build it again with the ONNX Runtime that is here, {ort.__version__}",
+        ) from error
+
+
+def _settings(options: Mapping[str, Any]) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, f"ORT_ENABLE_{options['optimization_level']}"
+    )
+    settings.execution_mode = getattr(ort.ExecutionMode, f"ORT_{options['execution_mode']}")
+    settings.intra_op_num_threads = options["intra_op_threads"]
+    settings.inter_op_num_threads = options["inter_op_threads"]
+    settings.log_severity_level = 3
+    return settings
+
+
+def _host() -> dict[str, str]:
+    return {"onnxruntime": ort.__version__, "machine": platform.machine(), "os": platform.system()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

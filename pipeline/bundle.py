@@ -1,0 +1,174 @@
+"""A bundle: one folder that holds all a server needs, and is opened only whole and unchanged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from models.codec import Codec
+from models.errors import (
+    CertificateFailed,
+    NewerSchema,
+    NotABundle,
+    TargetUnavailable,
+)
+from models.signature import Signature
+from pipeline.artifacts import check_files, digest_bytes, load
+from pipeline.backends import DEFAULT_TARGET, Session, backend, target
+from pipeline.cases import Case, read_cases
+from pipeline.compare import replay
+from pipeline.values import (
+    CERTIFICATE_VALUE,
+    CODEC,
+    ENGINE_VALUE,
+    MODEL,
+    Certificate,
+    Engine,
+    Finding,
+    Kind,
+)
+
+Value = TypeVar("Value", bound=BaseModel)
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+CASES = "cases"
+ENGINES = "engines"
+
+
+class Manifest(BaseModel):
+    """What the bundle is, where it comes from, and the sha256 of every file in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str
+    kind: Kind
+    title: str
+    paper: str
+    signature: Signature
+    lineage: dict[str, str]
+    data: dict[str, str]
+    metrics: dict[str, float]
+    libraries: dict[str, str]
+    engines: tuple[str, ...]
+    files: dict[str, str]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name:
+                raise ValueError(f"file name {name!r} leaves the bundle")
+        return files
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was opened: every digest has been checked."""
+
+    folder: Path
+    manifest: Manifest
+    codec: Codec
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the manifest, and through it of every file."""
+        return digest_bytes((self.folder / MANIFEST).read_bytes())
+
+    def engine(self, name: str = DEFAULT_TARGET) -> Engine:
+        """The engine of a target. Raises `TargetUnavailable` when the bundle has none."""
+        if name not in self.manifest.engines:
+            raise TargetUnavailable(
+                f"bundle {self.manifest.name!r} has no engine for target {name!r}",
+                expected=" or ".join(self.manifest.engines),
+            )
+        return load(Engine, self.folder / ENGINES / name, ENGINE_VALUE)
+
+    def certificate(self, name: str = DEFAULT_TARGET) -> Certificate:
+        """The certificate of a target's engine.
+
+        Raises `CertificateFailed` unless it passed and speaks of these very files.
+        """
+        engine = self.engine(name)
+        certificate = load(Certificate, engine.folder, CERTIFICATE_VALUE)
+        if not certificate or certificate.subject != engine.files or not certificate.findings:
+            raise CertificateFailed(
+                f"engine {name!r} of bundle {self.manifest.name!r} has no passed certificate of "
+                f"its own files",
+                fix="package it again after `fucina verify`",
+            )
+        return certificate
+
+    def open_engine(self, name: str = DEFAULT_TARGET) -> Session:
+        """Open a certified engine exactly as its certificate says it was opened."""
+        self.certificate(name)
+        engine = self.engine(name)
+        return backend(target(name)).open(engine.folder, engine.files, engine.options)
+
+    def cases(self) -> list[Case]:
+        return read_cases(self.folder / CASES)
+
+    def replay(self, session: Session, name: str = DEFAULT_TARGET) -> list[Finding]:
+        """Ask the open engine every recorded case; findings against the certificate's limits."""
+        return replay(session.run, self.cases(), self.certificate(name).limits)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle and check every digest.
+
+    Raises `NotABundle`, `NewerSchema`, `MissingFile` or `TamperedFile`.
+    """
+    manifest = _read_manifest(folder)
+    check_files(folder, manifest.files)
+    required = {MODEL, CODEC, *(f"{ENGINES}/{name}/{ENGINE_VALUE}" for name in manifest.engines)}
+    for name in sorted(required - manifest.files.keys()):
+        raise NotABundle(f"{folder} does not list {name}", fix="package it again")
+    for name in manifest.engines:
+        # An engine file that the manifest does not vouch for is never opened.
+        value = load(Engine, folder / ENGINES / name, ENGINE_VALUE)
+        for file, digest in value.files.items():
+            if manifest.files.get(f"{ENGINES}/{name}/{file}") != digest:
+                raise NotABundle(f"{folder}: {name}/{file} is not in the manifest")
+    codec = _parse(Codec, json.loads((folder / CODEC).read_bytes()), folder / CODEC)
+    return Bundle(folder, manifest, codec)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        data: Any = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotABundle(
+            f"{folder} is not a bundle",
+            got=f"no {MANIFEST}",
+            fix="give a bundle folder, or a name that `fucina run` has packaged",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise NotABundle(f"{path} is not JSON", got=type(error).__name__) from error
+    version = data.get("schema_version") if isinstance(data, Mapping) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise NewerSchema(
+            f"{folder} was written by a newer Fucina",
+            got=f"schema {version}",
+            expected=f"{SCHEMA} or older",
+            fix="upgrade fucina",
+        )
+    return _parse(Manifest, data, path)
+
+
+def _parse(kind: type[Value], data: object, path: Path) -> Value:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise NotABundle(f"{path} is not valid: {where}: {first['msg']}") from error

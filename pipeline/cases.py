@@ -1,0 +1,110 @@
+"""Recorded cases: inputs at every promised shape, and what the original module answers to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from models.errors import TamperedFile
+from models.signature import BATCH, Arrays, Signature, Sizes, TensorSpec
+from pipeline.artifacts import canonical_json
+
+CASES_FILE = "cases.safetensors"
+
+HELD_OUT = "held-out"
+EDGE = "edge"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded call: its inputs, the fp32 module's answers, the fp64 module's answers."""
+
+    name: str
+    origin: str
+    sizes: Sizes
+    inputs: Arrays
+    eager: Arrays = field(default_factory=dict)
+    reference: Arrays = field(default_factory=dict)
+
+
+def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list[Case]:
+    """The cases to record: held-out samples at every corner, and edge inputs, without answers.
+
+    `samples` holds real rows for each input, the batch first. Other axes are cut, or continued
+    by repetition, to the size that the corner asks for.
+    """
+    cases = []
+    start = 0
+    for sizes in signature.corners():
+        inputs = {s.name: _fit(samples[s.name], s, sizes, start) for s in signature.inputs}
+        name = " ".join(f"{axis}={size}" for axis, size in sizes.items()) or "fixed"
+        cases.append(Case(name, HELD_OUT, sizes, inputs))
+        start += sizes.get(BATCH, 1)
+    sizes = {name: min(max(2, axis.min), axis.max) for name, axis in signature.axes.items()}
+    for name in ("zeros", "low", "high", "middle", "alternating", "denormal"):
+        inputs = {s.name: _edge(name, s, sizes) for s in signature.inputs}
+        cases.append(Case(name, EDGE, sizes, inputs))
+    return cases
+
+
+def write_cases(cases: list[Case], folder: Path) -> None:
+    """Write cases as safetensors; what is not an array goes into the file's metadata."""
+    tensors: Arrays = {}
+    index = []
+    for number, case in enumerate(cases):
+        index.append({"name": case.name, "origin": case.origin, "sizes": case.sizes})
+        for part in ("inputs", "eager", "reference"):
+            for name, array in getattr(case, part).items():
+                tensors[f"{number}/{part}/{name}"] = np.ascontiguousarray(array)
+    save_file(tensors, folder / CASES_FILE, metadata={"cases": canonical_json(index).decode()})
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Read cases back. Raises `TamperedFile` when the file is not one that we wrote."""
+    path = folder / CASES_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            index = json.loads((file.metadata() or {})["cases"])
+            parts: list[dict[str, Arrays]] = [{} for _ in index]
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                number, part, name = key.split("/")
+                parts[int(number)].setdefault(part, {})[name] = file.get_tensor(key)
+        return [
+            Case(entry["name"], entry["origin"], entry["sizes"], **part)
+            for entry, part in zip(index, parts, strict=True)
+        ]
+    except Exception as error:
+        raise TamperedFile(
+            f"{path} does not hold recorded cases", got=type(error).__name__, fix="export it again"
+        ) from error
+
+
+def _fit(rows: np.ndarray, spec: TensorSpec, sizes: Sizes, start: int) -> np.ndarray:
+    shape = spec.at(sizes)
+    for axis, size in enumerate(shape):
+        first = start if axis == 0 and sizes.get(BATCH) else 0
+        rows = rows.take(range(first, first + size), axis=axis, mode="wrap")
+    return np.ascontiguousarray(rows, dtype=spec.dtype)
+
+
+def _edge(name: str, spec: TensorSpec, sizes: Sizes) -> np.ndarray:
+    shape = spec.at(sizes)
+    low = 0.0 if spec.low is None else spec.low
+    high = 1.0 if spec.high is None else spec.high
+    if name == "alternating":
+        flat = np.where(np.arange(int(np.prod(shape))) % 2, high, low)
+        return flat.reshape(shape).astype(spec.dtype)
+    value = {
+        "zeros": 0.0,
+        "low": low,
+        "high": high,
+        "middle": (low + high) / 2,
+        "denormal": 1e-40 if spec.floating else low,
+    }[name]
+    return np.full(shape, value).astype(spec.dtype)

@@ -1,0 +1,134 @@
+"""Package: everything a server needs, in one folder whose manifest vouches for each file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from models.errors import CertificateFailed
+from models.recipe import Recipe
+from pipeline.artifacts import (
+    check_files,
+    digest_files,
+    digest_json,
+    save,
+    write_bytes,
+)
+from pipeline.bundle import CASES, ENGINES, MANIFEST, Bundle, Manifest, open_bundle
+from pipeline.card import write_card
+from pipeline.cases import CASES_FILE
+from pipeline.progress import Progress, silent
+from pipeline.report import write_report
+from pipeline.values import (
+    CERTIFICATE_VALUE,
+    CODEC,
+    ENGINE_VALUE,
+    MODEL,
+    WEIGHTS,
+    Certificate,
+    Engine,
+    OnnxModel,
+    TrainedModel,
+)
+
+CARD = "card.md"
+REPORT = "report.html"
+BENTOFILE = "bentofile.yaml"
+
+# So that `bentoml build BUNDLE` works: the bundle is the data, this distribution the code.
+_BENTOFILE = """\
+service: "serving.classification:Classification"
+include: ["*"]
+python:
+  packages: ["fucina[cpu,serve]=={version}"]
+"""
+
+
+def package(
+    recipe: Recipe,
+    trained: TrainedModel,
+    model: OnnxModel,
+    engines: Sequence[tuple[Engine, Certificate]],
+    out: Path,
+    *,
+    progress: Progress = silent,
+) -> Bundle:
+    """Write a bundle into `out` and open it. The same parts give the same bundle, byte for byte.
+
+    Raises `CertificateFailed` for an engine whose certificate did not pass or is of another engine.
+    """
+    for engine, certificate in engines:
+        _check_certificate(engine, model, certificate)
+    if not engines:
+        raise CertificateFailed(
+            f"{recipe.name} has no certified engine to package", fix="run `fucina verify` first"
+        )
+    progress(0, 2, "copying")
+    check_files(model.folder, model.files)
+    shutil.copy2(model.folder / MODEL, out / MODEL)
+    (out / CASES).mkdir()
+    shutil.copy2(model.folder / CASES_FILE, out / CASES / CASES_FILE)
+    for engine, certificate in engines:
+        _copy_engine(engine, certificate, out / ENGINES / engine.target)
+    check_files(trained.folder, trained.files)
+    shutil.copy2(trained.folder / CODEC, out / CODEC)
+    version = metadata.version("fucina")
+    write_bytes(out / BENTOFILE, _BENTOFILE.format(version=version).encode())
+    write_card(recipe, trained, [c for _, c in engines], out / CARD)
+    progress(1, 2, "writing the report")
+    write_report(recipe, trained, model, [c for _, c in engines], out / REPORT)
+    names = [str(p.relative_to(out).as_posix()) for p in out.rglob("*") if p.is_file()]
+    files = digest_files(out, names)
+    manifest = Manifest(
+        name=recipe.name,
+        version=digest_json(files)[:12],
+        kind=recipe.kind,
+        title=recipe.title,
+        paper=recipe.paper,
+        signature=model.signature,
+        lineage={
+            "trained": trained.digest,
+            "weights": trained.files[WEIGHTS],
+            "data": trained.data["digest"],
+            "onnx": model.digest,
+        },
+        data=trained.data,
+        metrics=trained.metrics,
+        libraries={"fucina": version} | trained.libraries | model.libraries,
+        engines=tuple(engine.target for engine, _ in engines),
+        files=files,
+    )
+    save(manifest, out, MANIFEST)
+    progress(2, 2, "opening")
+    return open_bundle(out)
+
+
+def _check_certificate(engine: Engine, model: OnnxModel, certificate: Certificate) -> None:
+    if not certificate:
+        raise CertificateFailed(
+            f"engine {engine.target!r} of {model.recipe!r} failed its certificate: "
+            f"{certificate.failures[0]}",
+            fix=f"see {certificate.folder / CERTIFICATE_VALUE}",
+        )
+    if (certificate.engine, certificate.subject, certificate.model) != (
+        engine.digest,
+        engine.files,
+        model.digest,
+    ):
+        raise CertificateFailed(
+            f"the certificate does not speak of this engine {engine.target!r}",
+            got=f"engine {certificate.engine[:12]}",
+            expected=f"engine {engine.digest[:12]}",
+            fix="run `fucina verify` again",
+        )
+
+
+def _copy_engine(engine: Engine, certificate: Certificate, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    check_files(engine.folder, engine.files)
+    for name in engine.files:
+        shutil.copy2(engine.folder / name, folder / name)
+    save(engine, folder, ENGINE_VALUE)
+    save(certificate, folder, CERTIFICATE_VALUE)

@@ -1,0 +1,339 @@
+"""Train: a recipe and a data set become weights, with what happened on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.codec import Codec
+from models.datasets import Dataset, Split
+from models.errors import FloorMissed, TrainingFailed
+from models.recipe import Recipe, Training
+from models.signature import Arrays
+from pipeline.artifacts import digest_files, replacing, save, write_json
+from pipeline.progress import Progress, silent
+from pipeline.values import (
+    CODEC,
+    EVALUATION,
+    GALLERY,
+    HISTORY,
+    TRAINED_VALUE,
+    WEIGHTS,
+    TrainedModel,
+)
+from pipeline.versions import libraries
+
+_EVALUATION_ROWS = 512
+_GALLERY_ROWS = 24
+
+Epochs = list[dict[str, Any]]
+Tensors = dict[str, Tensor]
+
+
+def train(
+    recipe: Recipe,
+    data: str,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+) -> TrainedModel:
+    """Train on the train split, keep the best weights on validation, measure once on test.
+
+    `dataset` is what `recipe.load(data)` gave.
+
+    Writes the files that `TrainedModel` names into `out`. The same seed, data
+    and machine give the same weights: the randomness of an epoch depends on the seed and the
+    epoch alone, so a run that resumes from `checkpoint` ends in the same weights as well.
+
+    Raises `TrainingFailed` when the loss is not finite, `FloorMissed` when the test metric is
+    below the recipe's floor.
+    """
+    settings = recipe.training[data]
+    with _deterministic(settings.seed, device):
+        module = recipe.build()
+        module.to(device)
+        train_rows, validation_rows = (
+            _tensors(split, device) for split in (dataset.train, dataset.validation)
+        )
+        recipe.prepare(module, train_rows[0])
+        best, history = _fit(
+            recipe, settings, module, train_rows, validation_rows, checkpoint, progress
+        )
+        module.load_state_dict(best)
+    outputs = predict(module, dataset.test, device)
+    metrics = recipe.evaluate(outputs, dataset.test.targets)
+    best_epoch = _best_epoch(recipe, history)
+    floor = recipe.floor[data]
+    if not metrics[recipe.metric] >= floor:
+        raise FloorMissed(
+            f"{recipe.name} trained on {dataset.name} misses its floor of test {recipe.metric}",
+            got=f"{metrics[recipe.metric]:.4f}",
+            expected=f"{floor} or more",
+            fix="train longer (--set epochs=N), or accept less (--set floor=X)",
+        )
+    save_file({name: tensor.contiguous() for name, tensor in best.items()}, out / WEIGHTS)
+    write_json(out / HISTORY, history)
+    codec = recipe.codec(dataset)
+    write_json(out / CODEC, codec.model_dump(mode="json"))
+    _write_evaluation(dataset, codec, outputs, metrics, out)
+    value = TrainedModel(
+        folder=out,
+        recipe=recipe.name,
+        settings=recipe.all_settings(data),
+        data={
+            "name": dataset.name,
+            "source": dataset.source,
+            "licence": dataset.licence,
+            "digest": dataset.digest,
+        },
+        parameters=sum(p.numel() for p in module.parameters()),
+        metrics=metrics,
+        floor=floor,
+        best_epoch=best_epoch,
+        first_layer=next((n for n, p in module.named_parameters() if p.ndim >= 2), None),
+        libraries=libraries("torch", "numpy"),
+        files=digest_files(out, [WEIGHTS, HISTORY, CODEC, EVALUATION, GALLERY]),
+    )
+    save(value, out, TRAINED_VALUE)
+    return value
+
+
+def load_module(recipe: Recipe, trained: TrainedModel) -> nn.Module:
+    """The trained served module, in evaluation mode on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        module = recipe.build()
+    with safe_open(trained.folder / WEIGHTS, framework="pt") as file:
+        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return module.eval()
+
+
+@torch.inference_mode()
+def predict(module: nn.Module, split: Split, device: str) -> Arrays:
+    """The module's named outputs over every row of a split, in evaluation mode."""
+    module.eval()
+    inputs, _ = _tensors(split, device)
+    parts = []
+    for start in range(0, len(split), _EVALUATION_ROWS):
+        rows = {name: tensor[start : start + _EVALUATION_ROWS] for name, tensor in inputs.items()}
+        parts.append(module(**rows))
+    return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in parts[0]}
+
+
+def _fit(
+    recipe: Recipe,
+    settings: Training,
+    module: nn.Module,
+    train_rows: tuple[Tensors, Tensors],
+    validation_rows: tuple[Tensors, Tensors],
+    checkpoint: Path | None,
+    progress: Progress,
+) -> tuple[Tensors, Epochs]:
+    optimizer = _optimizer(settings, module)
+    best, history = _resume(checkpoint, module, optimizer)
+    for epoch in range(len(history) + 1, settings.epochs + 1):
+        facts = {"epoch": epoch} | _train_epoch(
+            recipe, settings, module, optimizer, *train_rows, epoch
+        )
+        facts["validation"] = _evaluate(recipe, module, *validation_rows)
+        history.append(facts)
+        if _best_epoch(recipe, history) == epoch:
+            best = {n: t.detach().cpu().clone() for n, t in module.state_dict().items()}
+        if checkpoint:
+            _write_checkpoint(checkpoint, module, optimizer, best, history)
+        metric = facts["validation"][recipe.metric]
+        text = f"loss {facts['loss']:.4f}, validation {recipe.metric} {metric:.4f}"
+        progress(epoch, settings.epochs, text)
+    return best, history
+
+
+def _train_epoch(
+    recipe: Recipe,
+    settings: Training,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensors,
+    targets: Tensors,
+    epoch: int,
+) -> dict[str, Any]:
+    """One pass over the rows in a new order; mean loss, and mean gradient norm per parameter."""
+    module.train()
+    torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout, and the order below
+    device = next(iter(inputs.values())).device
+    count = len(next(iter(inputs.values())))
+    order = torch.randperm(count).to(device)
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    total = torch.zeros((), device=device)
+    norms = torch.zeros(len(parameters), device=device)
+    batches = order.split(settings.batch_size)
+    for step, rows in enumerate(batches):
+        done = (epoch - 1 + step / len(batches)) / settings.epochs
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(settings, done)
+        outputs = module(**{name: tensor[rows] for name, tensor in inputs.items()})
+        loss = recipe.loss(outputs, {name: tensor[rows] for name, tensor in targets.items()})
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        norms += torch.stack([gradient.norm() for gradient in gradients])
+        optimizer.step()
+        total += loss.detach() * len(rows)
+    mean = float(total) / count
+    if not math.isfinite(mean):
+        raise TrainingFailed(
+            f"the training loss of {recipe.name} is not finite in epoch {epoch}",
+            got=mean,
+            fix="lower it with --set learning_rate=X",
+        )
+    return {
+        "loss": mean,
+        "gradient_norms": dict(zip(names, (norms / len(batches)).tolist(), strict=True)),
+    }
+
+
+@torch.inference_mode()
+def _evaluate(
+    recipe: Recipe, module: nn.Module, inputs: Tensors, targets: Tensors
+) -> dict[str, float]:
+    arrays = Split(
+        {name: t.cpu().numpy() for name, t in inputs.items()},
+        {name: t.cpu().numpy() for name, t in targets.items()},
+    )
+    device = str(next(iter(inputs.values())).device)
+    outputs = predict(module, arrays, device)
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in outputs.items()}
+    loss = float(recipe.loss(tensors, targets))
+    return {"loss": loss} | recipe.evaluate(outputs, arrays.targets)
+
+
+def _best_epoch(recipe: Recipe, history: Epochs) -> int:
+    """The epoch of the best validation metric; among equals the lowest validation loss."""
+    best = max(
+        history,
+        key=lambda e: (e["validation"][recipe.metric], -e["validation"]["loss"], -e["epoch"]),
+    )
+    return best["epoch"]
+
+
+def _write_evaluation(
+    dataset: Dataset, codec: Codec, outputs: Arrays, metrics: dict[str, float], out: Path
+) -> None:
+    """What a report shows of the test split: numbers, and some rows, the surest mistakes first."""
+    facts: dict[str, Any] = {"metrics": metrics, "rows": len(dataset.test)}
+    gallery = np.arange(min(_GALLERY_ROWS, len(dataset.test)))
+    if codec.scores and "label" in dataset.test.targets:
+        actual, scores = dataset.test.targets["label"], outputs[codec.scores]
+        predicted, confidence = scores.argmax(1), scores.max(1)
+        wrong = np.flatnonzero(predicted != actual)
+        wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: _GALLERY_ROWS // 2]
+        right = np.flatnonzero(predicted == actual)[: _GALLERY_ROWS - len(wrong)]
+        gallery = np.concatenate([wrong, right])
+        facts |= {
+            "classes": list(codec.classes),
+            "actual": actual.tolist(),
+            "predicted": predicted.tolist(),
+            "confidence": [round(float(share), 4) for share in confidence],
+        }
+    facts["gallery"] = gallery.tolist()
+    write_json(out / EVALUATION, facts)
+    inputs = {name: array[gallery] for name, array in dataset.test.inputs.items()}
+    safetensors.numpy.save_file(inputs, out / GALLERY)
+
+
+def _optimizer(settings: Training, module: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    match settings.optimizer:
+        case "sgd":
+            return torch.optim.SGD(parameters, rate, weight_decay=decay)
+        case "momentum":
+            return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(parameters, rate, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, rate, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, rate, weight_decay=decay)
+
+
+def _learning_rate(settings: Training, done: float) -> float:
+    """The rate when the share `done` of all updates is behind."""
+    match settings.schedule:
+        case "constant":
+            return settings.learning_rate
+        case "cosine":
+            return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def _tensors(split: Split, device: str) -> tuple[Tensors, Tensors]:
+    return (
+        {name: torch.from_numpy(array).to(device) for name, array in split.inputs.items()},
+        {name: torch.from_numpy(array).to(device) for name, array in split.targets.items()},
+    )
+
+
+@contextmanager
+def _deterministic(seed: int, device: str) -> Iterator[None]:
+    """Seeded generators and deterministic kernels, both put back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    devices = [torch.cuda.current_device()] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def _write_checkpoint(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors, history: Epochs
+) -> None:
+    tensors = {f"module/{n}": t for n, t in module.state_dict().items()}
+    tensors |= {f"best/{n}": t for n, t in best.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{n}": t for n, t in state.items() if t is not None}
+    with replacing(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"history": json.dumps(history)},
+        )
+
+
+def _resume(
+    path: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Tensors, Epochs]:
+    """Load what a killed run left after its last whole epoch, or start from the beginning."""
+    if path is None or not path.is_file():
+        return {}, []
+    groups: dict[str, Tensors] = {"module": {}, "best": {}, "optimizer": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            history = json.loads((file.metadata() or {})["history"])
+            for key in file.keys():  # noqa: SIM118
+                group, _, name = key.partition("/")
+                groups[group][name] = file.get_tensor(key)
+    except (SafetensorError, KeyError, ValueError, OSError):
+        return {}, []
+    module.load_state_dict(groups["module"])
+    state: dict[int, Tensors] = {}
+    for key, tensor in groups["optimizer"].items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return groups["best"], history

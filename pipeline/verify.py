@@ -1,0 +1,139 @@
+"""Verify: an engine, opened as it will be served, is held against the original module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.signature import BATCH
+from pipeline.artifacts import check_files, save
+from pipeline.backends import Target, backend
+from pipeline.backends import target as find_target
+from pipeline.cases import CASES_FILE, EDGE, HELD_OUT, Case, read_cases
+from pipeline.compare import CEILING, MULTIPLE, SMALLEST, derive_limits, replay
+from pipeline.invariance import invariances
+from pipeline.progress import Progress, silent
+from pipeline.values import CERTIFICATE_VALUE, Certificate, Engine, Finding, OnnxModel
+from pipeline.versions import libraries
+
+# What DESIGN's certificate names and this version does not do; said in every certificate.
+_NOT_RUN = (
+    "task drift with a confidence interval",
+    "error budget per edge up to the HTTP response, and bisection to the first diverging node",
+    "inputs that hold NaN or infinity: the service refuses them",
+)
+
+
+def verify(
+    engine: Engine, model: OnnxModel, out: Path, *, progress: Progress = silent
+) -> Certificate:
+    """Write the certificate of an engine into `out`; it is true when everything passed.
+
+    Every recorded case is asked again and compared with the fp64 module, laws that need no
+    reference are checked, and what ran on which device in which precision is compared with what
+    the target asked for. Nothing compared is a failure. Raises `BundleError` when a file is not the
+    recorded one.
+    """
+    check_files(model.folder, model.files)
+    check_files(engine.folder, engine.files)
+    wanted = find_target(engine.target)
+    tools = backend(wanted)
+    cases = read_cases(model.folder)
+    limits = derive_limits(cases)
+
+    def reopen():
+        return tools.open(engine.folder, engine.files, engine.options).run
+
+    run = reopen()
+    progress(1, 3, f"asking {len(cases)} recorded cases")
+    findings = replay(run, cases, limits)
+    progress(2, 3, "checking invariances")
+    findings += invariances(run, reopen, model.signature, cases, limits)
+    progress(3, 3, "reading what really ran")
+    facts = tools.effective(engine.folder, engine.files, engine.options, cases[0].inputs)
+    failures = [
+        *_broken_lineage(engine, model),
+        *_uncovered(model, cases, findings),
+        *_said(findings),
+        *_other_than_requested(wanted, facts),
+    ]
+    value = Certificate(
+        folder=out,
+        recipe=model.recipe,
+        target=engine.target,
+        passed=not failures,
+        engine=engine.digest,
+        model=model.digest,
+        subject=engine.files,
+        limits=limits,
+        findings=tuple(findings),
+        samples=_samples(model, cases),
+        requested={
+            "device": wanted.device,
+            "precision": wanted.precision,
+            "options": engine.options,
+            "multiple_of_noise_floor": MULTIPLE,
+            "smallest_limit": SMALLEST,
+            "ceiling": CEILING,
+        },
+        effective=facts,
+        failures=tuple(failures),
+        not_run=_NOT_RUN,
+        libraries=libraries("numpy") | engine.built_on,
+    )
+    save(value, out, CERTIFICATE_VALUE)
+    return value
+
+
+def _broken_lineage(engine: Engine, model: OnnxModel) -> Iterator[str]:
+    if engine.parent != model.digest:
+        yield "lineage: the engine was built from another graph than this one"
+    if engine.signature != model.signature:
+        yield "lineage: the engine has another signature than its graph"
+
+
+def _uncovered(model: OnnxModel, cases: list[Case], findings: list[Finding]) -> Iterator[str]:
+    """What a certificate must speak of and these findings do not."""
+    covered = [case.sizes for case in cases if case.origin == HELD_OUT]
+    for sizes in model.signature.corners():
+        if sizes not in covered:
+            yield f"shapes: no recorded case at {sizes}"
+    compared = {finding.output for finding in findings if finding.error is not None}
+    for spec in model.signature.outputs:
+        if spec.name not in compared:
+            yield f"nothing was compared of output {spec.name!r}"
+
+
+def _said(findings: list[Finding]) -> Iterator[str]:
+    for finding in findings:
+        if not finding.passed:
+            got = finding.note or f"error {finding.error:.1e}"
+            yield (
+                f"{finding.check}: output {finding.output!r} at {finding.case}: got {got}, "
+                f"expected {finding.limit:.1e} or less of its scale"
+            )
+
+
+def _other_than_requested(wanted: Target, facts: Mapping[str, Any]) -> Iterator[str]:
+    if not facts["nodes"]:
+        yield "effective: no node was seen to run"
+    for node in facts["nodes"]:
+        where = f"effective: node {node['name']!r} ({node['operator']})"
+        if node["device"] != wanted.device:
+            yield f"{where} ran on {node['device']}, requested {wanted.device}"
+        floats = {p for p in node["precision"].split("+") if p.startswith(("fp", "bf"))}
+        if floats - {wanted.precision}:
+            yield f"{where} ran in {node['precision']}, requested {wanted.precision}"
+    if facts["tf32"] and wanted.precision == "fp32":
+        yield "effective: TF32 is on, requested fp32"
+
+
+def _samples(model: OnnxModel, cases: list[Case]) -> dict[str, Any]:
+    held_out = [case for case in cases if case.origin == HELD_OUT]
+    return {
+        "held_out_cases": len(held_out),
+        "held_out_rows": sum(case.sizes.get(BATCH, 1) for case in held_out),
+        "edge_cases": [case.name for case in cases if case.origin == EDGE],
+        "sha256": model.files[CASES_FILE],
+    }

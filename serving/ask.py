@@ -1,0 +1,116 @@
+"""Ask a running server every recorded case, over REST and over gRPC, and compare the answers."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from models.errors import ServingFailed
+from models.signature import Arrays
+from pipeline.backends import DEFAULT_TARGET, Session
+from pipeline.bundle import Bundle
+from pipeline.values import Finding
+from serving.inference_messages import HEADER_LENGTH
+from serving.inference_proto import MESSAGES, SERVICE
+from serving.tensors import DATATYPES, to_bytes
+
+_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+_TIMEOUT = 60.0
+
+
+def ask(
+    http: str, grpc_address: str, bundle: Bundle, target: str = DEFAULT_TARGET
+) -> dict[str, list[Finding]]:
+    """Findings for "REST" and "gRPC": each recorded case against the certificate's limits.
+
+    `http` is like http://127.0.0.1:3000, `grpc_address` like 127.0.0.1:3001. A call that fails is
+    a failed finding.
+    """
+    name = bundle.manifest.name
+    with _grpc_session(grpc_address, name) as over_grpc:
+        return {
+            "REST": bundle.replay(_RestSession(http, name), target),
+            "gRPC": bundle.replay(over_grpc, target),
+        }
+
+
+@dataclass(frozen=True)
+class _RestSession:
+    address: str
+    model: str
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        header = json.dumps(
+            {
+                "inputs": [
+                    _describe(n, a) | {"parameters": {"binary_data_size": a.nbytes}}
+                    for n, a in inputs.items()
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        ).encode()
+        body = b"".join([header, *(to_bytes(array) for array in inputs.values())])
+        request = urllib.request.Request(
+            f"{self.address}/v2/models/{self.model}/infer",
+            body,
+            {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+                raw, length = response.read(), int(response.headers[HEADER_LENGTH])
+        except urllib.error.HTTPError as error:
+            raise ServingFailed(f"REST answered {error.code}: {error.read()[:300]!r}") from error
+        arrays: Arrays = {}
+        for output in json.loads(raw[:length])["outputs"]:
+            size = output["parameters"]["binary_data_size"]
+            arrays[output["name"]] = _array(output, raw[length : length + size])
+            length += size
+        return arrays
+
+
+@dataclass(frozen=True)
+class _GrpcSession:
+    call: Any
+    model: str
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        request = MESSAGES["ModelInferRequest"](
+            model_name=self.model,
+            inputs=[_describe(name, array) for name, array in inputs.items()],
+            raw_input_contents=[to_bytes(array) for array in inputs.values()],
+        )
+        response = self.call(request, timeout=_TIMEOUT)
+        outputs = zip(response.outputs, response.raw_output_contents, strict=True)
+        return {
+            o.name: _array({"datatype": o.datatype, "shape": list(o.shape)}, raw)
+            for o, raw in outputs
+        }
+
+
+@contextmanager
+def _grpc_session(address: str, model: str) -> Iterator[Session]:
+    with grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
+        call = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=MESSAGES["ModelInferResponse"].FromString,
+        )
+        yield _GrpcSession(call, model)
+
+
+def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
+    datatype = DATATYPES[array.dtype.name]  # pyright: ignore[reportArgumentType]
+    return {"name": name, "datatype": datatype, "shape": list(array.shape)}
+
+
+def _array(described: Mapping[str, Any], raw: bytes) -> np.ndarray:
+    dtype = np.dtype(_DTYPES[described["datatype"]]).newbyteorder("<")
+    return np.frombuffer(raw, dtype).reshape(described["shape"])

@@ -1,0 +1,39 @@
+"""What each error is answered with: the one table of HTTP statuses and gRPC codes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import grpc
+
+from models.errors import BadInput, NotReady, Overloaded, RequestError, UnknownModel
+
+logger = logging.getLogger("fucina.serving")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a failure is answered; `retry_after` is in seconds, for the HTTP header."""
+
+    status: int
+    code: grpc.StatusCode
+    retry_after: int | None = None
+
+
+FAILURES: dict[type[RequestError], Failure] = {
+    BadInput: Failure(400, grpc.StatusCode.INVALID_ARGUMENT),
+    UnknownModel: Failure(404, grpc.StatusCode.NOT_FOUND),
+    NotReady: Failure(503, grpc.StatusCode.UNAVAILABLE, retry_after=5),
+    Overloaded: Failure(503, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=1),
+}
+INTERNAL = Failure(500, grpc.StatusCode.INTERNAL)
+
+
+def failure(error: Exception) -> tuple[Failure, str]:
+    """The answer to an error and its text; whatever is not a request's fault is logged, not told."""
+    for kind in type(error).__mro__:
+        if kind in FAILURES:
+            return FAILURES[kind], str(error)
+    logger.error("a request failed", exc_info=error)
+    return INTERNAL, "internal error: the server's log has its cause"

@@ -1,0 +1,212 @@
+"""The Open Inference Protocol over gRPC, in the process and event loop of the REST half."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from models.errors import BadInput, ServingFailed
+from models.signature import Arrays, Signature, TensorSpec
+from serving.failures import failure
+from serving.inference_proto import HEALTH_MESSAGES, HEALTH_SERVICE, MESSAGES, SERVICE
+from serving.inference_rest import SERVER, FindModels, platform
+from serving.tensors import (
+    DATATYPES,
+    check_declared,
+    check_outputs,
+    describe,
+    find_input,
+    from_bytes,
+    from_values,
+    to_bytes,
+)
+
+# Which field of InferTensorContents carries a datatype; FP16 travels as raw bytes only.
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+_SERVING, _NOT_SERVING = 1, 2
+
+Answer = Callable[[Any], Awaitable[Any]]
+
+
+async def start_grpc(
+    models: FindModels, host: str, port: int, *, largest: int, shared: bool
+) -> grpc.aio.Server:
+    """Start answering on host:port; `shared` lets other workers of this service bind it too.
+
+    Raises `ServingFailed` when the port is taken.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_send_message_length", -1),
+            # Off unless several workers share it: two unrelated services would share their traffic.
+            ("grpc.so_reuseport", int(shared)),
+        ]
+    )
+    calls = {name: (answer, MESSAGES) for name, answer in _inference_calls(models).items()}
+    server.add_generic_rpc_handlers((_handlers(SERVICE, calls),))
+    check = {"Check": (_health_call(models), HEALTH_MESSAGES)}
+    server.add_generic_rpc_handlers((_handlers(HEALTH_SERVICE, check),))
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ServingFailed(
+            f"gRPC cannot listen on {host}:{port}", fix="choose another port, or stop its owner"
+        )
+    await server.start()
+    return server
+
+
+def _inference_calls(models: FindModels) -> dict[str, Answer]:
+    async def server_live(request: Any) -> Any:
+        return MESSAGES["ServerLiveResponse"](live=True)
+
+    async def server_ready(request: Any) -> Any:
+        return MESSAGES["ServerReadyResponse"](ready=models().ready)
+
+    async def model_ready(request: Any) -> Any:
+        model = models().get(request.name, request.version)
+        return MESSAGES["ModelReadyResponse"](ready=model.ready)
+
+    async def server_metadata(request: Any) -> Any:
+        version = metadata.version("fucina")
+        return MESSAGES["ServerMetadataResponse"](name=SERVER, version=version)
+
+    async def model_metadata(request: Any) -> Any:
+        model = models().get(request.name, request.version)
+        return MESSAGES["ModelMetadataResponse"](
+            name=model.name,
+            versions=[model.version],
+            platform=platform(model),
+            inputs=[describe(spec) for spec in model.signature.inputs],
+            outputs=[describe(spec) for spec in model.signature.outputs],
+        )
+
+    async def model_infer(request: Any) -> Any:
+        model = models().get(request.model_name, request.model_version)
+        model.check_ready()
+        inputs = read_inputs(model.signature, request)
+        wanted = [output.name for output in request.outputs]
+        check_outputs(model.signature, wanted)
+        answers = await model.predict(inputs)
+        names = wanted or [spec.name for spec in model.signature.outputs]
+        return MESSAGES["ModelInferResponse"](
+            model_name=model.name,
+            model_version=model.version,
+            id=request.id,
+            outputs=[
+                {
+                    "name": name,
+                    "datatype": DATATYPES[answers[name].dtype.name],  # pyright: ignore[reportArgumentType]
+                    "shape": answers[name].shape,
+                }
+                for name in names
+            ],
+            raw_output_contents=[to_bytes(answers[name]) for name in names],
+        )
+
+    return {
+        "ServerLive": server_live,
+        "ServerReady": server_ready,
+        "ModelReady": model_ready,
+        "ServerMetadata": server_metadata,
+        "ModelMetadata": model_metadata,
+        "ModelInfer": model_infer,
+    }
+
+
+def _health_call(models: FindModels) -> Answer:
+    async def check(request: Any) -> Any:
+        # The empty name asks for the whole server, a model's name for that model.
+        named = request.service not in ("", SERVICE)
+        ready = models().get(request.service).ready if named else models().ready
+        status = _SERVING if ready else _NOT_SERVING
+        return HEALTH_MESSAGES["HealthCheckResponse"](status=status)
+
+    return check
+
+
+def read_inputs(signature: Signature, request: Any) -> Arrays:
+    """Named arrays of a ModelInferRequest, raw or typed; raises `BadInput`."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise BadInput(
+            "raw_input_contents does not fit the inputs",
+            got=f"{len(raw)} contents",
+            expected=f"{len(request.inputs)}, one for each input",
+        )
+    inputs: Arrays = {}
+    for number, tensor in enumerate(request.inputs):
+        spec = find_input(signature, tensor.name)
+        if spec.name in inputs:
+            raise BadInput(f"input {spec.name!r} is given twice")
+        shape = check_declared(spec, tensor.datatype, list(tensor.shape))
+        if raw and tensor.HasField("contents"):
+            raise BadInput(f"input {spec.name!r} needs its values once", got="raw and contents")
+        inputs[spec.name] = (
+            from_bytes(spec, raw[number], shape) if raw else _typed(spec, tensor.contents, shape)
+        )
+    return inputs
+
+
+def _typed(spec: TensorSpec, contents: Any, shape: tuple[int, ...]) -> Any:
+    field = CONTENTS.get(DATATYPES[spec.dtype])
+    if field is None:
+        raise BadInput(f"input {spec.name!r} is FP16", expected="raw_input_contents")
+    for other, _ in contents.ListFields():
+        if other.name != field:
+            raise BadInput(
+                f"input {spec.name!r} has contents of a wrong type", got=other.name, expected=field
+            )
+    return from_values(spec, list(getattr(contents, field)), shape)
+
+
+def _handlers(service: str, calls: dict[str, tuple[Answer, dict[str, Any]]]) -> Any:
+    # One naming rule holds for every call of the inference protocol and for the health check.
+    prefix = "Health" if service == HEALTH_SERVICE else ""
+    return grpc.method_handlers_generic_handler(
+        service,
+        {
+            name: grpc.unary_unary_rpc_method_handler(
+                _guarded(answer, messages[f"{prefix}{name}Request"]),
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+            for name, (answer, messages) in calls.items()
+        },
+    )
+
+
+def _guarded(answer: Answer, request_type: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
+    """The call with whatever it raises answered by the table; it parses, so that it can refuse."""
+
+    async def call(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            try:
+                request = request_type.FromString(raw)
+            except DecodeError as error:
+                raise BadInput("the message cannot be decoded", got=f"{len(raw)} bytes") from error
+            return await answer(request)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            code, text = failure(error)
+        await context.abort(code.code, text)
+
+    return call

@@ -1,0 +1,183 @@
+"""Start a server over bundles as a child process, wait until it is ready, end it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import ServingFailed
+from pipeline.backends import DEFAULT_TARGET
+from pipeline.bundle import Bundle
+from serving.predictor import LOADING, open_bundles
+from serving.runtime import check_port
+
+# The service class of each kind of recipe.
+SERVICES = {"classification": "serving.classification:Classification"}
+# How long a server may take to become ready, and to answer what is in flight when it ends.
+PATIENCE = 120.0
+GRACE = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it answers, and the process that supervises its workers."""
+
+    http: str
+    grpc: str
+    process: subprocess.Popen[str]
+
+    def wait(self) -> int:
+        """Block until the server ends by itself; its exit code."""
+        return self.process.wait()
+
+
+@contextmanager
+def serve(
+    folders: Sequence[Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 3000,
+    grpc_port: int = 3001,
+    workers: int = 1,
+    target: str = DEFAULT_TARGET,
+) -> Iterator[Server]:
+    """Serve bundles of one kind: ready inside the block, ended after it, and on SIGTERM.
+
+    A port of 0 is any free one. What the server says goes to standard error. Raises `BundleError`
+    for a bundle that cannot be opened, `TargetUnavailable` for an engine it lacks, and
+    `ServingFailed` naming the port that is taken, the model that does not become ready, or the
+    last line of a server that ended.
+    """
+    bundles = _check(folders, target)
+    port, grpc_port = port or _free_port(host), grpc_port or _free_port(host)
+    check_port(host, port, "HTTP")
+    check_port(host, grpc_port, "gRPC")
+    address = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
+    with tempfile.TemporaryDirectory(prefix="fucina-") as scratch, _ended_by_signal():
+        settings = {
+            "FUCINA_BUNDLES": json.dumps([str(bundle.folder.resolve()) for bundle in bundles]),
+            "FUCINA_TARGET": target,
+            "FUCINA_GRPC_HOST": host,
+            "FUCINA_GRPC_PORT": str(grpc_port),
+            "FUCINA_WORKERS": str(workers),
+            # Nothing of this server outlives it, and nothing is sent to BentoML's authors.
+            "BENTOML_HOME": scratch,
+            "PROMETHEUS_MULTIPROC_DIR": str(Path(scratch) / "metrics"),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
+            + ["--host", host, "--port", str(port), "--quiet"],
+            # The service is imported from here: no folder of the caller's can stand before it.
+            cwd=Path(__file__).parents[1],
+            env=os.environ | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Ctrl-C reaches this process alone, which then ends the server in order.
+            start_new_session=True,
+        )
+        said: deque[str] = deque(maxlen=100)
+        listener = threading.Thread(target=_listen, args=(process, said), daemon=True)
+        listener.start()
+        server = Server(f"http://{address}:{port}", f"{address}:{grpc_port}", process)
+        try:
+            _wait_ready(server, said, listener)
+            yield server
+        finally:
+            _end(process)
+            listener.join(GRACE)
+
+
+def _check(folders: Sequence[Path], target: str) -> list[Bundle]:
+    bundles = open_bundles(folders)
+    for bundle in bundles:
+        if bundle.manifest.kind not in SERVICES:
+            raise ServingFailed(
+                f"bundle {bundle.manifest.name!r} is of a kind that no service serves yet",
+                got=bundle.manifest.kind,
+                expected=" or ".join(SERVICES),
+            )
+        bundle.certificate(target)
+    return open_bundles(folders, bundles[0].manifest.kind)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def _listen(process: subprocess.Popen[str], said: deque[str]) -> None:
+    """Pass on what the server says, and keep the end of it."""
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            said.append(line.rstrip())
+            sys.stderr.write(line)
+
+
+def _wait_ready(server: Server, said: deque[str], listener: threading.Thread) -> None:
+    deadline = time.monotonic() + PATIENCE
+    problem = "it does not answer"
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            listener.join(GRACE)
+            last = next((line for line in reversed(said) if line.strip()), "nothing was said")
+            raise ServingFailed("the server ended before it was ready", got=last)
+        try:
+            with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            problem = str(json.loads(error.read()).get("error"))
+            if LOADING not in problem:
+                raise ServingFailed(f"the server is not ready: {problem}") from error
+        except OSError:
+            pass  # it does not listen yet
+        time.sleep(0.05)
+    raise ServingFailed(f"the server is not ready after {PATIENCE:g} seconds: {problem}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ask the server to end; after the grace period, kill it and the workers it left."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    # The server leads a process group of its own: what is left in it are its workers.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit inside the block, so that what it opened is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,196 @@
+"""The models that one process serves, each ready once it has reproduced its recorded cases."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from models.codec import Codec
+from models.errors import (
+    BadInput,
+    BundleError,
+    FucinaError,
+    NotReady,
+    ServingFailed,
+    UnknownModel,
+)
+from models.signature import Arrays, Signature
+from pipeline.backends import Session
+from pipeline.bundle import Bundle, open_bundle
+from pipeline.values import Kind
+from serving.batcher import Batcher
+
+logger = logging.getLogger("fucina.serving")
+
+
+# Said of a model that may yet become ready; any other reason is final.
+LOADING = "is still replaying its recorded cases"
+
+
+def open_bundles(folders: Iterable[Path], kind: Kind | None = None) -> list[Bundle]:
+    """Open every bundle that a service (of `kind`) is to serve, checking every digest.
+
+    Raises `BundleError`, or `ServingFailed` for no bundle, another kind, or one name twice.
+    """
+    bundles: dict[str, Bundle] = {}
+    for folder in folders:
+        bundle = open_bundle(folder)
+        name = bundle.manifest.name
+        if kind not in (None, bundle.manifest.kind):
+            raise ServingFailed(
+                f"bundle {name!r} is of another kind than this service",
+                got=bundle.manifest.kind,
+                expected=kind,
+            )
+        if name in bundles:
+            raise ServingFailed(
+                f"two bundles are called {name!r}",
+                got=f"{bundles[name].folder} and {folder}",
+                fix="serve one of them, or package one under another name",
+            )
+        _check_codec(bundle)
+        bundles[name] = bundle
+    if not bundles:
+        raise ServingFailed("there is no bundle to serve", fix="name at least one")
+    return list(bundles.values())
+
+
+def open_session(bundle: Bundle, target: str) -> Session:
+    """The bundle's engine for `target`, once it has answered the recorded cases as recorded.
+
+    Raises `NotReady` with the first finding that failed, when nothing was compared, or when the
+    engine cannot be opened.
+    """
+    name = bundle.manifest.name
+    try:
+        session = bundle.open_engine(target)
+        findings = bundle.replay(session, target)
+    except FucinaError as error:
+        raise NotReady(f"model {name!r} cannot be opened: {error}") from error
+    if not findings:
+        raise NotReady(f"model {name!r} has no recorded case to replay", fix="package it again")
+    for finding in findings:
+        if not finding.passed:
+            got = finding.note if finding.error is None else f"an error of {finding.error:.2g}"
+            raise NotReady(
+                f"model {name!r} does not reproduce its recorded case {finding.case!r} "
+                f"at output {finding.output!r}",
+                got=got,
+                expected=f"at most {finding.limit:.2g} of the output's scale",
+                fix="build and certify the engine on this machine",
+            )
+    return session
+
+
+class Model:
+    """A served model: what it is from the start, and whether it is ready."""
+
+    def __init__(self, bundle: Bundle, target: str, queue: int) -> None:
+        self.name: str = bundle.manifest.name
+        self.version: str = bundle.manifest.version
+        self.signature: Signature = bundle.manifest.signature
+        self.codec: Codec = bundle.codec
+        self.target = target
+        self._bundle = bundle
+        self._queue = queue
+        self._batcher: Batcher | None = None
+        self._problem = f"model {self.name!r} {LOADING}"
+
+    @property
+    def ready(self) -> bool:
+        return self._batcher is not None
+
+    def check_ready(self) -> None:
+        """Raise `NotReady` with the reason, unless the model answers."""
+        if self._batcher is None:
+            raise NotReady(self._problem)
+
+    async def load(self) -> None:
+        """Open the engine in a thread; a failure leaves the model not ready, and says why."""
+        try:
+            session = await asyncio.to_thread(open_session, self._bundle, self.target)
+        except NotReady as error:
+            self._problem = str(error)
+            logger.error("%s", error)
+        except Exception:
+            self._problem = f"model {self.name!r} cannot be opened: the server's log has the cause"
+            logger.exception("model %r cannot be opened", self.name)
+        else:
+            self._batcher = Batcher(session.run, self.signature, self._queue)
+            logger.info("model %r version %s is ready (%s)", self.name, self.version, self.target)
+
+    async def predict(self, inputs: Arrays) -> Arrays:
+        """Named outputs for named inputs; raises `NotReady`, `BadInput` or `Overloaded`."""
+        if self._batcher is None:
+            raise NotReady(self._problem)
+        return await self._batcher.predict(inputs)
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+
+
+class Models:
+    """Every model of this process, by name."""
+
+    def __init__(self, bundles: Iterable[Bundle], target: str, queue: int) -> None:
+        self._models = {b.manifest.name: Model(b, target, queue) for b in bundles}
+
+    @property
+    def ready(self) -> bool:
+        return all(model.ready for model in self._models.values())
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def get(self, name: str | None, version: str = "") -> Model:
+        """The model of that name and version, or the only one when `name` is None.
+
+        Raises `UnknownModel`, or `BadInput` when several are served and none is named.
+        """
+        known = ", ".join(repr(known) for known in self._models)
+        if name is None and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        if name is None:
+            raise BadInput("'model' is missing and several are served", expected=known)
+        if name not in self._models:
+            raise UnknownModel(f"model {name!r} is unknown", expected=known)
+        model = self._models[name]
+        if version not in ("", model.version):
+            raise UnknownModel(
+                f"model {name!r} has no version {version!r}", expected=repr(model.version)
+            )
+        return model
+
+    async def load(self) -> None:
+        """Load one after the other, then spare what now lives for good from garbage collection."""
+        for model in self._models.values():
+            await model.load()
+        # Full collections over a loaded framework take most of a second.
+        gc.collect()
+        gc.freeze()
+
+    async def close(self) -> None:
+        for model in self._models.values():
+            await model.close()
+
+
+def _check_codec(bundle: Bundle) -> None:
+    codec, signature = bundle.codec, bundle.manifest.signature
+    inputs = {spec.name: spec for spec in signature.inputs}
+    outputs = {spec.name: spec for spec in signature.outputs}
+    name = bundle.manifest.name
+    if codec.image and codec.image.name not in inputs:
+        raise BundleError(f"bundle {name!r}: its codec reads an image into an input it lacks")
+    if codec.scores is None:
+        return
+    spec = outputs.get(codec.scores)
+    if spec is None or not spec.shape or spec.shape[-1] != len(codec.classes):
+        raise BundleError(
+            f"bundle {name!r}: its codec names {len(codec.classes)} classes",
+            got=str(spec),
+            expected=f"an output {codec.scores!r} whose last dimension is {len(codec.classes)}",
+        )

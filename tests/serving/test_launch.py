@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from models.errors import BadSetting, ServingFailed, TargetUnavailable
+from pipeline.backends import DEFAULT_TARGET
+from pipeline.bundle import open_bundle
+from serving.ask import ask
+from serving.launch import serve
+from serving.settings import read_settings
+
+
+@pytest.mark.parametrize("which", ["port", "grpc_port"])
+def test_a_port_in_use_is_named(digits: Path, which: str) -> None:
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", 0))
+        owner.listen()
+        taken = owner.getsockname()[1]
+        with pytest.raises(ServingFailed, match=f"port {taken} on 127.0.0.1 cannot be used"):
+            serve([digits], **{"port": 0, "grpc_port": 0} | {which: taken}).__enter__()
+
+
+def test_a_target_that_the_bundle_lacks_is_named(digits: Path) -> None:
+    with pytest.raises(TargetUnavailable, match="no engine for target 'tensorrt-fp16'"):
+        serve([digits], port=0, grpc_port=0, target="tensorrt-fp16").__enter__()
+
+
+def test_two_workers_share_both_ports_and_end_with_the_block(digits: Path) -> None:
+    with serve([digits], port=0, grpc_port=0, workers=2) as server:
+        for findings in ask(server.http, server.grpc, open_bundle(digits)).values():
+            assert all(finding.passed for finding in findings)
+    assert server.process.poll() is not None
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{server.http}/v2/health/live", timeout=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_order(digits: Path, number: signal.Signals) -> None:
+    program = """
+import sys
+from pathlib import Path
+from serving.launch import serve
+with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
+    print(server.http, server.process.pid, flush=True)
+    server.wait()
+"""
+    command = [sys.executable, "-c", program, str(digits)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        address, child = parent.stdout.readline().decode().split()
+        parent.send_signal(number)
+        parent.wait(60)
+    assert parent.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child), 0)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{address}/v2/health/live", timeout=5)
+
+
+def test_settings_come_from_the_environment(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_settings({}).bundles == ()
+    monkeypatch.chdir(digits)
+    assert read_settings({}).bundles == (digits.resolve(),)
+    settings = read_settings({"FUCINA_BUNDLES": '["/a", "/b"]', "FUCINA_GRPC_PORT": "7"})
+    assert settings.bundles == (Path("/a"), Path("/b"))
+    assert (settings.grpc_port, settings.target) == (7, DEFAULT_TARGET)
+    for name, value in (("FUCINA_BUNDLES", "/a"), ("FUCINA_GRPC_PORT", "x")):
+        with pytest.raises(BadSetting, match=name):
+            read_settings({name: value})
