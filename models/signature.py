@@ -71,7 +71,7 @@ class TensorSpec:
         names = [size.name for size in self.shape if isinstance(size, Axis)]
         if len(names) != len(set(names)):
             raise ValueError(f"tensor {self.name!r} uses one axis twice: {names}")
-        if BATCH in names and names.index(BATCH) != 0:
+        if any(isinstance(size, Axis) and size.name == BATCH for size in self.shape[1:]):
             raise ValueError(f"tensor {self.name!r}: axis 'batch' must be the first")
         return self
 
@@ -178,6 +178,10 @@ class Signature:
         their smallest and all at their largest.
         """
         usual = {name: axis.opt for name, axis in self.axes.items()}
+        batches: list[Sizes] = [{}]
+        if self.batch:
+            low, high = self.batch.min, self.batch.max
+            batches = [{BATCH: min(max(n, low), high)} for n in (2, 3)]
         sweep: list[Sizes] = []
         for name, axis in self.axes.items():
             if name == BATCH:
@@ -185,9 +189,8 @@ class Signature:
                 continue
             odd = axis.opt + 1 - axis.opt % 2
             sizes = (axis.min, axis.min + 1, odd, axis.opt, axis.max - 1, axis.max)
-            pair = (2, 3) if self.batch else (1,)
-            for n, rows in itertools.product(sizes, pair):
-                sweep.append(usual | {name: n} | ({BATCH: rows} if self.batch else {}))
+            for n, rows in itertools.product(sizes, batches):
+                sweep.append(usual | {name: n} | rows)
         sweep.append({name: axis.min for name, axis in self.axes.items()})
         sweep.append({name: axis.max for name, axis in self.axes.items()})
         unique: list[Sizes] = []

@@ -140,6 +140,6 @@ _MARKDOWN = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
-    autoescape=False,  # noqa: S701 (Markdown: `text` escapes what Markdown would read)
+    autoescape=False,  # for HTML; `text` escapes what Markdown would read
 )
 _MARKDOWN.filters.update(text=_escape, number=number, percent=percent, times=times, span=span)

@@ -9,18 +9,26 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 Points = tuple[Sequence[float], Sequence[float]]
+
+_MOST_TILES = 64
+_MOST_CELLS = 1 << 18
 
 # Stand-ins that become the page's own colours, so that one drawing serves light and dark.
 _INK, _BAD = "#010203", "#010204"
@@ -33,10 +41,10 @@ _LABELS = 8  # more labels than this do not fit beside a plot
 _LONGEST = 28  # characters of a label beside a plot
 _WIDTH = 5.4  # inches; at 72 points each this is read well on a phone and in half a page
 
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -63,6 +71,15 @@ _STYLE = {
 _SETTINGS = threading.Lock()
 
 
+@dataclass(frozen=True)
+class Filters:
+    """A layer's weights as a picture `width` pixels wide, or only a sentence that says why not."""
+
+    note: str
+    picture: str = ""
+    width: int = 0
+
+
 def lines(
     name: str,
     series: Mapping[str, Points],
@@ -81,7 +98,7 @@ def lines(
     the series from first to last, as layers are. On a logarithmic axis, values of 0 are left out.
     """
     with _style(name):
-        figure, axes = _axes(3.1, left=0.62, right=0.25 + max(0.78, _width(series)))
+        figure, axes = _axes(3.1, left=0.68, right=0.25 + max(0.85, _width(series)))
         if log_y:
             axes.set_yscale("log")
             _scale_ticks(axes.yaxis, (y for _, ys in series.values() for y in ys))
@@ -107,7 +124,7 @@ def lines(
             axes.axvline(mark[0], color=_INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.6)
             axes.annotate(
                 mark[1], (mark[0], 1), (0, 3), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="center", va="bottom", fontsize=8,
+                textcoords="offset points", ha="center", va="bottom", fontsize=9,
             )  # fmt: skip
         _label_ends(axes, ends)
         return _svg(figure, alt)
@@ -138,7 +155,7 @@ def dots(
         axes.axvline(1, color=_BAD, linewidth=1.2)
         axes.annotate(
             "limit", (1, 1), (0, 3), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", va="bottom", fontsize=8, color=_BAD,
+            textcoords="offset points", ha="center", va="bottom", fontsize=9, color=_BAD,
         )  # fmt: skip
         for index, (label, column) in enumerate(series.items()):
             colour, marker = _SERIES[index % len(_SERIES)], _MARKERS[index % len(_MARKERS)]
@@ -163,8 +180,29 @@ def dots(
         return _svg(figure, alt)
 
 
+def filters(name: str, weights: np.ndarray) -> Filters:
+    """Kernels [out, in, h, w] as tiles, of many those of largest norm; a small matrix whole."""
+    shape = " x ".join(str(size) for size in weights.shape)
+    what = f"{name} [{shape}]"
+    scale = f"largest absolute weight {np.abs(weights).max():.3g}"
+    signs = f"blue negative, white zero, red positive, {scale}"
+    if weights.ndim == 4 and weights.shape[1] in (1, 3):
+        tiles, chosen = _strongest(weights)
+        if weights.shape[1] == 1:
+            return _tiled(tiles[:, 0], 16, f"{what}: {chosen}; {signs}.")
+        note = f"{what}: {chosen}; each input channel as a colour, mid-grey is zero, {scale}."
+        return _tiled(tiles.transpose(0, 2, 3, 1), 16, note)
+    if weights.ndim == 4 and weights.shape[1] <= _MOST_TILES:
+        kept = weights[: max(1, _MOST_TILES // weights.shape[1])]
+        note = f"{what}: a row of kernels for each of {len(kept)} outputs, a column for each input"
+        return _tiled(kept.reshape(-1, *kept.shape[2:]), kept.shape[1], f"{note}; {signs}.")
+    if weights.ndim == 2 and weights.size <= _MOST_CELLS:
+        return _tiled(weights[None], 1, f"{what}: a row for each output; {signs}.")
+    return Filters(f"{what} is not drawn: it is no stack of kernels and no small matrix.")
+
+
 def picture(pixels: np.ndarray, low: float, high: float, largest: int = 112) -> str:
-    """[1 or 3, h, w] with values from `low` to `high` as a PNG data address, made smaller if large."""
+    """[1 or 3, h, w], values from `low` to `high`, as a PNG data address; shrunk to `largest`."""
     share = (np.nan_to_num(pixels.astype(np.float64)) - low) / ((high - low) or 1.0)
     channels = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(channels[0] if len(channels) == 1 else channels.transpose(1, 2, 0))
@@ -172,7 +210,23 @@ def picture(pixels: np.ndarray, low: float, high: float, largest: int = 112) -> 
     return _data_address(image)
 
 
-def mosaic(tiles: np.ndarray, columns: int) -> str:
+def _strongest(weights: np.ndarray) -> tuple[np.ndarray, str]:
+    """The units of largest norm in their own order, and how many of how many they are."""
+    if len(weights) <= _MOST_TILES:
+        return weights, f"all {len(weights)} units"
+    norms = np.sqrt((weights.astype(np.float64) ** 2).sum(axis=(1, 2, 3)))
+    chosen = np.sort(np.argsort(-norms, kind="stable")[:_MOST_TILES])
+    return weights[chosen], f"the {_MOST_TILES} of {len(weights)} units with the largest norms"
+
+
+def _tiled(tiles: np.ndarray, columns: int, note: str) -> Filters:
+    columns = min(columns, len(tiles))
+    across = columns * (tiles.shape[2] + 1) - 1
+    # Small kernels are enlarged until one is about 56 pixels wide, if the page is.
+    return Filters(note, _mosaic(tiles, columns), across * max(1, 56 // tiles.shape[2]))
+
+
+def _mosaic(tiles: np.ndarray, columns: int) -> str:
     """Tiles [n, h, w], or [n, h, w, 3] in colour, with gaps between, as a PNG data address.
 
     Grey values are shown from blue (negative) over white (0) to red; colours around mid-grey.
@@ -204,14 +258,14 @@ def mosaic(tiles: np.ndarray, columns: int) -> str:
 def _style(name: str) -> Iterator[None]:
     with _SETTINGS, matplotlib.rc_context():
         matplotlib.rcdefaults()  # nobody's matplotlibrc changes a report
-        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": name})
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
         yield
 
 
 def _axes(height: float, *, left: float, right: float, top: float = 0.28) -> tuple[Figure, Axes]:
-    """A figure with margins in inches: the browser's font is not one that could be measured here."""
+    """A figure with margins in inches: the browser's font cannot be measured here."""
     figure = Figure((_WIDTH, height))
-    bottom = 0.48
+    bottom = 0.5
     box = (
         left / _WIDTH,
         bottom / height,
@@ -223,7 +277,7 @@ def _axes(height: float, *, left: float, right: float, top: float = 0.28) -> tup
 
 def _width(texts: Iterable[str]) -> float:
     """Inches that the longest text beside a plot takes."""
-    return 0.075 * max((len(_short(text)) for text in texts), default=0)
+    return 0.083 * max((len(_short(text)) for text in texts), default=0)
 
 
 def _short(text: str) -> str:
@@ -234,7 +288,7 @@ def _colours(count: int, ordered: bool) -> list[str]:
     if not ordered:
         return [_SERIES[index % len(_SERIES)] for index in range(count)]
     shares = np.linspace(0, 1, max(count, 2))[:count]
-    return [matplotlib.colors.to_hex(_DEPTH(share)) for share in shares]
+    return [to_hex(_DEPTH(share)) for share in shares]
 
 
 def _scale_ticks(axis: Axis, values: Iterable[float]) -> None:
@@ -264,7 +318,7 @@ def _label_ends(axes: Axes, ends: list[tuple[str, float, float, str]]) -> None:
     placed = sorted(
         (float(to_share.transform((x, y))[1]), i) for i, (_, x, y, _) in enumerate(ends)
     )
-    gap = 0.075
+    gap = 0.08
     heights = [share for share, _ in placed]
     for k in range(1, len(heights)):
         heights[k] = max(heights[k], heights[k - 1] + gap)

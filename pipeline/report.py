@@ -1,4 +1,4 @@
-"""The report: one HTML file that shows how a model was trained, how good it is, and its certificates."""
+"""The report: one HTML file of how a model was trained, how good it is, and its certificates."""
 
 from __future__ import annotations
 
@@ -41,8 +41,6 @@ from pipeline.values import (
 )
 
 _MOST_CLASSES = 26  # a larger confusion matrix is read as its commonest mistakes
-_MOST_TILES = 64
-_MOST_CELLS = 1 << 18
 
 # What each law of pipeline.invariance says, for readers.
 _LAWS = {
@@ -79,15 +77,6 @@ class Sample:
     @property
     def wrong(self) -> bool:
         return self.actual != self.predicted
-
-
-@dataclass(frozen=True)
-class Filters:
-    """The first layer's weights as one picture, or only the sentence that says why not."""
-
-    note: str
-    picture: str = ""
-    pixels: int = 0
 
 
 def write_report(
@@ -268,52 +257,23 @@ def _is_picture(spec: TensorSpec) -> bool:
     return len(spec.shape) == 4 and spec.shape[1] in (1, 3)
 
 
-def _filters(trained: TrainedModel, signature: Signature) -> Filters:
+def _filters(trained: TrainedModel, signature: Signature) -> plots.Filters:
     """The first layer as pictures: kernels, or units over the pixels that they see."""
     name = trained.first_layer
     if name is None:
-        return Filters("No parameter of this model is a matrix or a kernel, so none is drawn.")
+        return plots.Filters(
+            "No parameter of this model is a matrix or a kernel, so none is drawn."
+        )
     with safe_open(trained.folder / WEIGHTS, framework="numpy") as file:
         weights = np.asarray(file.get_tensor(name), np.float32)
-    shape = " x ".join(str(size) for size in weights.shape)
-    what = f"{name} [{shape}]"
-    scale = f"largest absolute weight {np.abs(weights).max():.3g}"
-    signs = f"blue negative, white zero, red positive, {scale}"
     if weights.ndim == 2:
         for spec in signature.inputs:
-            channels, *field = spec.shape[1:] if _is_picture(spec) else (0,)
-            if channels == 1 and np.prod(field) == weights.shape[1]:
-                weights = weights.reshape(-1, 1, *field)
-    if weights.ndim == 4 and 3 in weights.shape[1:2]:
-        tiles, chosen = _strongest(weights)
-        note = f"{what}: {chosen}, each input channel as a colour, mid-grey is zero, {scale}."
-        return _drawn(tiles.transpose(0, 2, 3, 1), 16, note)
-    if weights.ndim == 4 and weights.shape[1] == 1:
-        tiles, chosen = _strongest(weights)
-        return _drawn(tiles[:, 0], 16, f"{what}: {chosen}; {signs}.")
-    if weights.ndim == 4 and weights.shape[1] <= _MOST_TILES:
-        kept = weights[: max(1, 4 * _MOST_TILES // weights.shape[1])]
-        note = f"{what}: a row of kernels for each of {len(kept)} outputs, a column for each input"
-        return _drawn(kept.reshape(-1, *kept.shape[2:]), kept.shape[1], f"{note}; {signs}.")
-    if weights.ndim == 2 and weights.size <= _MOST_CELLS:
-        return _drawn(weights[None], 1, f"{what}, a row for each output; {signs}.")
-    return Filters(f"{what} is not drawn: it is no stack of kernels and no small matrix.")
-
-
-def _strongest(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """The units of largest norm in their own order, and how many of how many they are."""
-    if len(weights) <= _MOST_TILES:
-        return weights, f"all {len(weights)} units"
-    norms = np.sqrt((weights.astype(np.float64) ** 2).sum(axis=(1, 2, 3)))
-    chosen = np.sort(np.argsort(-norms, kind="stable")[:_MOST_TILES])
-    return weights[chosen], f"the {_MOST_TILES} of {len(weights)} units with the largest norms"
-
-
-def _drawn(tiles: np.ndarray, columns: int, note: str) -> Filters:
-    columns = min(columns, len(tiles))
-    across = columns * (tiles.shape[2] + 1) - 1
-    # Small kernels are enlarged until one is about 64 pixels wide, if the page is.
-    return Filters(note, plots.mosaic(tiles, columns), across * max(1, 64 // tiles.shape[2]))
+            field = [size for size in spec.shape[2:] if isinstance(size, int)]
+            grey = _is_picture(spec) and spec.shape[1] == 1 and len(field) == 2
+            if grey and field[0] * field[1] == weights.shape[1]:
+                pixels = weights.reshape(-1, 1, *field)
+                return plots.filters(f"{name} over the pixels of {spec.name}", pixels)
+    return plots.filters(name, weights)
 
 
 def _certificate(certificate: Certificate, signature: Signature) -> dict[str, Any]:
@@ -380,7 +340,7 @@ def _lineage(
             for name, digest in sorted(trained.files.items())
         ),
         ("ONNX model", model.digest, made_from("trained model", model.parent, trained.digest)),
-        *((name, digest, "part of ONNX model") for name, digest in sorted(model.files.items())),
+        *((n, digest, "part of ONNX model") for n, digest in sorted(model.files.items())),
     ]
     for value in certificates:
         engine = f"engine {value.target}"

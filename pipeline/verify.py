@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.errors import CertificateFailed
 from models.signature import BATCH
 from pipeline.artifacts import check_files, save
 from pipeline.backends import Target, backend
@@ -33,7 +34,7 @@ def verify(
     Every recorded case is asked again and compared with the fp64 module, laws that need no
     reference are checked, and what ran on which device in which precision is compared with what
     the target asked for. Nothing compared is a failure. Raises `BundleError` when a file is not the
-    recorded one.
+    recorded one, `CertificateFailed` when there is no case to derive a limit from.
     """
     check_files(model.folder, model.files)
     check_files(engine.folder, engine.files)
@@ -41,6 +42,12 @@ def verify(
     tools = backend(wanted)
     cases = read_cases(model.folder)
     limits = derive_limits(cases)
+    if not limits:
+        raise CertificateFailed(
+            f"{model.folder} holds no recorded case of real samples, so there is no limit to hold "
+            f"{engine.target!r} to",
+            fix="export it again",
+        )
 
     def reopen():
         return tools.open(engine.folder, engine.files, engine.options).run
@@ -51,7 +58,10 @@ def verify(
     progress(2, 3, "checking invariances")
     findings += invariances(run, reopen, model.signature, cases, limits)
     progress(3, 3, "reading what really ran")
-    facts = tools.effective(engine.folder, engine.files, engine.options, cases[0].inputs)
+    try:
+        facts = tools.effective(engine.folder, engine.files, engine.options, cases[0].inputs)
+    except Exception as error:  # whatever a backend raises, the engine did not run
+        facts = {"nodes": [], "tf32": False, "error": str(error).strip().splitlines()[0][:300]}
     failures = [
         *_broken_lineage(engine, model),
         *_uncovered(model, cases, findings),

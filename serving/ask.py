@@ -20,7 +20,7 @@ from pipeline.bundle import Bundle
 from pipeline.values import Finding
 from serving.inference_messages import HEADER_LENGTH
 from serving.inference_proto import MESSAGES, SERVICE
-from serving.tensors import DATATYPES, to_bytes
+from serving.tensors import DATATYPES, datatype, to_bytes
 
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _TIMEOUT = 60.0
@@ -100,15 +100,14 @@ def _grpc_session(address: str, model: str) -> Iterator[Session]:
     with grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
         call = channel.unary_unary(
             f"/{SERVICE}/ModelInfer",
-            request_serializer=lambda message: message.SerializeToString(),
+            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
             response_deserializer=MESSAGES["ModelInferResponse"].FromString,
         )
         yield _GrpcSession(call, model)
 
 
 def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
-    datatype = DATATYPES[array.dtype.name]  # pyright: ignore[reportArgumentType]
-    return {"name": name, "datatype": datatype, "shape": list(array.shape)}
+    return {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
 
 
 def _array(described: Mapping[str, Any], raw: bytes) -> np.ndarray:

@@ -31,6 +31,11 @@ from serving.tensors import check_outputs, find_input, from_json
 KIND = "classification"
 
 
+def _folder() -> Path:
+    """Where BentoML imported this service: inside a built Bento, the bundle."""
+    return Path(Classification.working_dir)
+
+
 def _served() -> Models:
     """The models of the service instance that BentoML made in this process."""
     return bentoml.get_current_service().runtime.models
@@ -89,7 +94,7 @@ class Prediction(BaseModel):
     probabilities: dict[str, float] = Field(description="of every class, by its name")
 
 
-class PredictResponse(BaseModel):
+class PredictResponse(bentoml.IODescriptor):
     """One prediction a row; `outputs` holds arrays that were asked for, or all without classes."""
 
     model: str
@@ -100,7 +105,7 @@ class PredictResponse(BaseModel):
 
 @bentoml.service(
     name="Classification",
-    workers=read_settings(os.environ).workers,
+    workers=read_settings(os.environ, Path()).workers,
     service_class=FrontedService,
 )
 @bentoml.asgi_app(Starlette(routes=inference_routes(_served)), path="/")
@@ -111,12 +116,12 @@ class Classification:
     """
 
     def __init__(self) -> None:
-        self.runtime = Runtime(KIND)
+        self.runtime = Runtime(KIND, _folder())
 
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
-        check_deployment(KIND)
+        check_deployment(KIND, _folder())
 
     @bentoml.on_startup
     async def start(self) -> None:
@@ -151,7 +156,7 @@ class Classification:
     async def predict_image(
         self, image: bytes | RequestError, model: str | None = None, invert: bool = False
     ) -> Response:
-        """Classify an uploaded PNG or JPEG; it is turned grey and resized as the model needs."""
+        """Classify an uploaded PNG or JPEG, converted and resized as the model needs."""
 
         async def answer() -> Response:
             if isinstance(image, RequestError):
@@ -236,7 +241,8 @@ async def _read_form(request: Request) -> dict[str, Any]:
                 raise BadInput("the form does not fit", got=got, expected=wanted)
             fields: dict[str, Any] = {"image": await image.read()}
             if "model" in form:
-                fields["model"] = form["model"]
+                # BentoML's own client writes text as JSON, in quotes that no name has.
+                fields["model"] = str(form["model"]).strip('"')
             if "invert" in form:
                 fields["invert"] = _flag(form["invert"])
             return fields

@@ -31,7 +31,7 @@ INTERNAL = Failure(500, grpc.StatusCode.INTERNAL)
 
 
 def failure(error: Exception) -> tuple[Failure, str]:
-    """The answer to an error and its text; whatever is not a request's fault is logged, not told."""
+    """The answer to an error and its text; what is not the request's fault is logged, not told."""
     for kind in type(error).__mro__:
         if kind in FAILURES:
             return FAILURES[kind], str(error)

@@ -12,6 +12,7 @@ import asyncio
 import os
 import zlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import bentoml
@@ -35,7 +36,7 @@ class FrontedService(bentoml.Service[T]):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         app: Any = super().to_asgi(is_main)
-        return front(app, largest=read_settings(os.environ).largest_body)
+        return front(app, largest=read_settings(os.environ, Path(self.working_dir)).largest_body)
 
 
 def front(app: Starlette, *, largest: int) -> ASGIApp:
@@ -142,8 +143,9 @@ async def _within(
     seconds: float, app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Serve, answering 504 unless a response has begun within `seconds`."""
+    timer = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as timer:
+        async with timer:
 
             async def begin(message: Message) -> None:
                 if timer.when() is not None:

@@ -20,6 +20,7 @@ from serving.tensors import (
     DATATYPES,
     check_declared,
     check_outputs,
+    datatype,
     describe,
     find_input,
     from_bytes,
@@ -63,7 +64,7 @@ async def start_grpc(
     check = {"Check": (_health_call(models), HEALTH_MESSAGES)}
     server.add_generic_rpc_handlers((_handlers(HEALTH_SERVICE, check),))
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
         bound = 0
     if not bound:
@@ -114,7 +115,7 @@ def _inference_calls(models: FindModels) -> dict[str, Answer]:
             outputs=[
                 {
                     "name": name,
-                    "datatype": DATATYPES[answers[name].dtype.name],  # pyright: ignore[reportArgumentType]
+                    "datatype": datatype(answers[name]),
                     "shape": answers[name].shape,
                 }
                 for name in names

@@ -16,9 +16,9 @@ import orjson
 from models.errors import BadInput
 from models.signature import Arrays, Signature
 from serving.tensors import (
-    DATATYPES,
     check_declared,
     check_outputs,
+    datatype,
     find_input,
     from_bare_bytes,
     from_bytes,
@@ -91,7 +91,7 @@ def write_answer(
         array = answers[output]
         tensor: dict[str, Any] = {
             "name": output,
-            "datatype": DATATYPES[array.dtype.name],  # pyright: ignore[reportArgumentType]
+            "datatype": datatype(array),
             "shape": list(array.shape),
         }
         if binary:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models.errors import NotReady, UnknownModel
+from models.errors import UnknownModel
 from serving.failures import failure
 from serving.inference_messages import HEADER_LENGTH, read_question, write_answer
 from serving.predictor import Model, Models

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import ServingFailed
+from models.errors import BadSetting, ServingFailed
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import Bundle
 from serving.predictor import LOADING, open_bundles
-from serving.runtime import check_port
+from serving.runtime import check_port, free_port
 
 # The service class of each kind of recipe.
 SERVICES = {"classification": "serving.classification:Classification"}
@@ -57,13 +57,14 @@ def serve(
 ) -> Iterator[Server]:
     """Serve bundles of one kind: ready inside the block, ended after it, and on SIGTERM.
 
-    A port of 0 is any free one. What the server says goes to standard error. Raises `BundleError`
-    for a bundle that cannot be opened, `TargetUnavailable` for an engine it lacks, and
-    `ServingFailed` naming the port that is taken, the model that does not become ready, or the
-    last line of a server that ended.
+    A port of 0 is any free one. What the server says goes to standard error. Raises `BadSetting`
+    for a host that is not an address, `BundleError` for a bundle that cannot be opened,
+    `TargetUnavailable` for an engine it lacks, and `ServingFailed` naming the port that is taken,
+    the model that does not become ready, or the last line of a server that ended.
     """
+    _check_host(host)
     bundles = _check(folders, target)
-    port, grpc_port = port or _free_port(host), grpc_port or _free_port(host)
+    port, grpc_port = port or free_port(host), grpc_port or free_port(host)
     check_port(host, port, "HTTP")
     check_port(host, grpc_port, "gRPC")
     address = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
@@ -79,9 +80,9 @@ def serve(
             "PROMETHEUS_MULTIPROC_DIR": str(Path(scratch) / "metrics"),
             "BENTOML_DO_NOT_TRACK": "True",
         }
+        command = [sys.executable, "-m", "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
-            + ["--host", host, "--port", str(port), "--quiet"],
+            [*command, "--host", host, "--port", str(port), "--quiet"],
             # The service is imported from here: no folder of the caller's can stand before it.
             cwd=Path(__file__).parents[1],
             env=os.environ | settings,
@@ -95,14 +96,23 @@ def serve(
         )
         said: deque[str] = deque(maxlen=100)
         listener = threading.Thread(target=_listen, args=(process, said), daemon=True)
-        listener.start()
-        server = Server(f"http://{address}:{port}", f"{address}:{grpc_port}", process)
         try:
+            listener.start()
+            server = Server(f"http://{address}:{port}", f"{address}:{grpc_port}", process)
             _wait_ready(server, said, listener)
             yield server
         finally:
-            _end(process)
+            end(process)
             listener.join(GRACE)
+
+
+def _check_host(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise BadSetting(
+            "the host is not an address", got=repr(host), expected="127.0.0.1, 0.0.0.0 or another"
+        ) from error
 
 
 def _check(folders: Sequence[Path], target: str) -> list[Bundle]:
@@ -116,12 +126,6 @@ def _check(folders: Sequence[Path], target: str) -> list[Bundle]:
             )
         bundle.certificate(target)
     return open_bundles(folders, bundles[0].manifest.kind)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 def _listen(process: subprocess.Popen[str], said: deque[str]) -> None:
@@ -154,16 +158,17 @@ def _wait_ready(server: Server, said: deque[str], listener: threading.Thread) ->
     raise ServingFailed(f"the server is not ready after {PATIENCE:g} seconds: {problem}")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Ask the server to end; after the grace period, kill it and the workers it left."""
-    if process.poll() is None:
+def end(process: subprocess.Popen[str]) -> None:
+    """Ask a server to end; after the grace period, kill it and the workers it left."""
+    try:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-    # The server leads a process group of its own: what is left in it are its workers.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    finally:
+        # It leads a process group of its own; what is left in it are its workers.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
@@ -174,6 +179,7 @@ def _ended_by_signal() -> Iterator[None]:
         return
 
     def leave(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)

@@ -54,7 +54,10 @@ def open_bundles(folders: Iterable[Path], kind: Kind | None = None) -> list[Bund
         _check_codec(bundle)
         bundles[name] = bundle
     if not bundles:
-        raise ServingFailed("there is no bundle to serve", fix="name at least one")
+        raise ServingFailed(
+            "there is no bundle to serve",
+            fix="name one, or list folders in FUCINA_BUNDLES, or serve from inside a bundle",
+        )
     return list(bundles.values())
 
 

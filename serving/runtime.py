@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 import grpc.aio
 
@@ -17,12 +18,12 @@ from serving.settings import Settings, read_settings
 GRACE = 10.0
 
 
-def check_deployment(kind: Kind) -> None:
+def check_deployment(kind: Kind, folder: Path) -> None:
     """Refuse to start workers that could not serve; run once, before they start.
 
     Raises what `open_bundles` raises, and `ServingFailed` when the gRPC port is taken.
     """
-    settings = read_settings(os.environ)
+    settings = read_settings(os.environ, folder)
     open_bundles(settings.bundles, kind)
     check_port(settings.grpc_host, settings.grpc_port, "gRPC")
 
@@ -43,11 +44,19 @@ def check_port(host: str, port: int, what: str) -> None:
             ) from error
 
 
+def free_port(host: str) -> int:
+    """A port that nobody listens on now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
 class Runtime:
     """The models of one worker and the gRPC server beside BentoML's REST."""
 
-    def __init__(self, kind: Kind) -> None:
-        self._settings: Settings = read_settings(os.environ)
+    def __init__(self, kind: Kind, folder: Path) -> None:
+        self._settings: Settings = read_settings(os.environ, folder)
         bundles = open_bundles(self._settings.bundles, kind)
         self.models = Models(bundles, self._settings.target, self._settings.queue)
         self._grpc: grpc.aio.Server | None = None

@@ -27,14 +27,14 @@ class Settings:
     workers: int = 1
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Settings from `FUCINA_*`; the working directory when it is a bundle and none is named.
+def read_settings(environment: Mapping[str, str], folder: Path) -> Settings:
+    """Settings from `FUCINA_*`; `folder` is served when it is a bundle and none is named.
 
     Raises `BadSetting` for a value that cannot be read.
     """
     listed = environment.get("FUCINA_BUNDLES")
     if listed is None:
-        bundles = (Path.cwd(),) if Path(MANIFEST).is_file() else ()
+        bundles = (folder,) if (folder / MANIFEST).is_file() else ()
     else:
         bundles = _paths(listed)
     return Settings(

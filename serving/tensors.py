@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,6 +27,11 @@ DATATYPES: dict[DType, str] = {
     "float32": "FP32",
     "float64": "FP64",
 }
+
+
+def datatype(array: np.ndarray) -> str:
+    """The protocol's name of an array's dtype."""
+    return DATATYPES[cast(DType, array.dtype.name)]
 
 
 def describe(spec: TensorSpec) -> dict[str, Any]:
@@ -57,11 +62,11 @@ def check_outputs(signature: Signature, names: Sequence[object]) -> None:
             raise BadInput(f"output {name!r} is asked for twice")
 
 
-def check_declared(spec: TensorSpec, datatype: object, shape: object) -> tuple[int, ...]:
+def check_declared(spec: TensorSpec, declared: object, shape: object) -> tuple[int, ...]:
     """The declared shape as a tuple, once datatype and shape are of the right form."""
-    if datatype != DATATYPES[spec.dtype]:
+    if declared != DATATYPES[spec.dtype]:
         raise BadInput(
-            f"input {spec.name!r} has a wrong datatype", got=datatype, expected=_wanted(spec)
+            f"input {spec.name!r} has a wrong datatype", got=declared, expected=_wanted(spec)
         )
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
         raise BadInput(

@@ -116,7 +116,7 @@ def _settings(options: Mapping[str, Any]) -> ort.SessionOptions:
     settings.execution_mode = getattr(ort.ExecutionMode, f"ORT_{options['execution_mode']}")
     settings.intra_op_num_threads = options["intra_op_threads"]
     settings.inter_op_num_threads = options["inter_op_threads"]
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what fails is raised; no need to print it as well
     return settings
 
 

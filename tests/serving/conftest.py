@@ -177,7 +177,9 @@ def forbidden_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     folder = tmp_path_factory.mktemp("forbidden")
     seen = folder / "imported.txt"
     for name in FORBIDDEN:
-        line = f"open({str(seen)!r}, 'a').write('{name} '); raise ImportError('{name} is forbidden')"
+        line = (
+            f"open({str(seen)!r}, 'a').write('{name} '); raise ImportError('{name} is forbidden')"
+        )
         (folder / f"{name}.py").write_text(line)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))

@@ -23,9 +23,10 @@ def test_a_port_in_use_is_named(digits: Path, which: str) -> None:
     with socket.socket() as owner:
         owner.bind(("127.0.0.1", 0))
         owner.listen()
-        taken = owner.getsockname()[1]
+        taken: int = owner.getsockname()[1]
+        ports = {"port": 0, "grpc_port": 0} | {which: taken}
         with pytest.raises(ServingFailed, match=f"port {taken} on 127.0.0.1 cannot be used"):
-            serve([digits], **{"port": 0, "grpc_port": 0} | {which: taken}).__enter__()
+            serve([digits], port=ports["port"], grpc_port=ports["grpc_port"]).__enter__()
 
 
 def test_a_target_that_the_bundle_lacks_is_named(digits: Path) -> None:
@@ -65,16 +66,13 @@ with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
         urllib.request.urlopen(f"{address}/v2/health/live", timeout=5)
 
 
-def test_settings_come_from_the_environment(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert read_settings({}).bundles == ()
-    monkeypatch.chdir(digits)
-    assert read_settings({}).bundles == (digits.resolve(),)
-    settings = read_settings({"FUCINA_BUNDLES": '["/a", "/b"]', "FUCINA_GRPC_PORT": "7"})
+def test_settings_come_from_the_environment(digits: Path, tmp_path: Path) -> None:
+    assert read_settings({}, tmp_path).bundles == ()
+    assert read_settings({}, digits).bundles == (digits,)
+    listed = {"FUCINA_BUNDLES": '["/a", "/b"]', "FUCINA_GRPC_PORT": "7"}
+    settings = read_settings(listed, digits)
     assert settings.bundles == (Path("/a"), Path("/b"))
     assert (settings.grpc_port, settings.target) == (7, DEFAULT_TARGET)
     for name, value in (("FUCINA_BUNDLES", "/a"), ("FUCINA_GRPC_PORT", "x")):
         with pytest.raises(BadSetting, match=name):
-            read_settings({name: value})
+            read_settings({name: value}, digits)

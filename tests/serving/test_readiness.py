@@ -17,8 +17,9 @@ from models.errors import BundleError, NotReady, ServingFailed, TamperedFile
 from pipeline.bundle import CASES, open_bundle
 from pipeline.cases import read_cases, write_cases
 from serving.classification import Classification
-from serving.launch import _free_port, serve
+from serving.launch import serve
 from serving.predictor import LOADING, open_bundles, open_session
+from serving.runtime import free_port
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def wrong(copy: Path) -> Path:
 @pytest.fixture
 def client(wrong: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv("FUCINA_BUNDLES", json.dumps([str(wrong)]))
-    monkeypatch.setenv("FUCINA_GRPC_PORT", str(_free_port("127.0.0.1")))
+    monkeypatch.setenv("FUCINA_GRPC_PORT", str(free_port("127.0.0.1")))
     with TestClient(Classification.to_asgi()) as client:
         yield client
 
@@ -86,7 +87,7 @@ def test_the_server_stays_live_not_ready_and_says_why(client: TestClient) -> Non
 
 
 def test_serve_ends_a_server_that_cannot_be_ready(wrong: Path) -> None:
-    with pytest.raises(ServingFailed, match="not ready.*does not reproduce"):
+    with pytest.raises(ServingFailed, match=r"not ready.*does not reproduce"):
         serve([wrong], port=0, grpc_port=0).__enter__()
 
 
@@ -101,7 +102,7 @@ def test_another_kind_and_a_name_twice_are_refused(digits: Path, copy: Path) -> 
     with pytest.raises(ServingFailed, match="two bundles are called 'digits'"):
         open_bundles([digits, copy])
     write_manifest(copy, kind="sequence")
-    with pytest.raises(ServingFailed, match="another kind.*got sequence, expected classification"):
+    with pytest.raises(ServingFailed, match=r"another kind.*got sequence, expected classification"):
         open_bundles([copy], "classification")
     with pytest.raises(ServingFailed, match="of a kind that no service serves yet"):
         serve([copy], port=0, grpc_port=0).__enter__()

@@ -24,8 +24,8 @@ ROWS = Axis("rows", 1, 2, 4)
 
 def arrays(dtype: str) -> st.SearchStrategy[np.ndarray]:
     shapes = hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
-    finite = {"allow_nan": False, "allow_infinity": False} if dtype.startswith("float") else {}
-    return hnp.arrays(dtype, shapes, elements=hnp.from_dtype(np.dtype(dtype), **finite))
+    finite = hnp.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False)
+    return hnp.arrays(dtype, shapes, elements=finite)
 
 
 def spec_of(array: np.ndarray) -> TensorSpec:

@@ -1,0 +1,61 @@
+"""Fixtures that many tests share: one small release of a real recipe, through the real stages."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows import stages
+from flows.stages import Job
+from pipeline.bundle import Bundle
+from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
+
+# Enough to be a real model, too little to be a good one.
+TINY = {"epochs": 2, "floor": 0.3}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What every stage made of one recipe."""
+
+    job: Job
+    trained: TrainedModel
+    model: OnnxModel
+    engine: Engine
+    certificate: Certificate
+    bundle: Bundle
+
+
+def make_release(reference: str, out: Path, **changes: object) -> Release:
+    job = Job(reference, changes={**TINY, **changes}, out=out)
+    parts = stages.Parts()
+    for stage in stages.STAGES:
+        parts = stages.advance(job, stage, parts)
+    assert parts.trained is not None
+    assert parts.model is not None
+    assert parts.bundle is not None
+    return Release(
+        job, parts.trained, parts.model, parts.engines[0], parts.certificates[0], parts.bundle
+    )
+
+
+@pytest.fixture(scope="session")
+def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return make_release("lenet5", tmp_path_factory.mktemp("lenet5"))
+
+
+@pytest.fixture(scope="session")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return make_release("mlp", tmp_path_factory.mktemp("mlp"))
+
+
+@pytest.fixture(scope="session")
+def full_data() -> Path:
+    """The folder of FUCINA_DATA; tests of full data sets are skipped without it."""
+    folder = os.environ.get("FUCINA_DATA")
+    if not folder:
+        pytest.skip("full data sets are tested when FUCINA_DATA points at them")
+    return Path(folder)

@@ -1,0 +1,105 @@
+"""Folders and files are whole or not there, whatever kills the writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.errors import MissingFile, TamperedFile
+from pipeline.artifacts import (
+    check_files,
+    digest_files,
+    new_folder,
+    point,
+    replacing,
+    sweep,
+    write_bytes,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with new_folder(final) as out:
+        (out / "a").write_text("a")
+        (out / "a").chmod(0o600)
+        assert not final.exists()
+    assert names(tmp_path) == ["final"]
+    assert (final / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "final") as out:
+        (out / "a").write_text("a")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), replacing(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+def test_a_failed_replacement_keeps_the_file_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_bytes(b"ne")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+
+
+def test_the_first_of_two_equal_folders_stays(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with new_folder(final) as slow:
+        with new_folder(final) as fast:
+            (fast / "who").write_text("fast")
+        (slow / "who").write_text("slow")
+    assert (final / "who").read_text() == "fast"
+    assert names(tmp_path) == ["final"]
+
+
+def test_sweep_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pipeline.artifacts import new_folder\n"
+        "with new_folder(Path(sys.argv[1]) / 'final') as out:\n"
+        "    (out / 'half').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = names(tmp_path)
+    assert len(left) == 1
+    assert left[0].startswith(".partial-")
+    with new_folder(tmp_path / "mine") as mine:  # of a live process: ours
+        assert [path.name for path in sweep(tmp_path)] == left
+        assert mine.is_dir()
+    assert names(tmp_path) == ["mine"]
+
+
+def test_a_link_is_replaced_at_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        point(tmp_path / "link", tmp_path / name)
+        assert (tmp_path / "link").resolve() == tmp_path / name
+    assert os.readlink(tmp_path / "link") == "two"
+
+
+def test_missing_and_tampered_files_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    files = digest_files(tmp_path, ["a", "b"])
+    check_files(tmp_path, files)
+    (tmp_path / "b").write_text("B")
+    with pytest.raises(TamperedFile, match="b is not the file that was recorded"):
+        check_files(tmp_path, files)
+    (tmp_path / "a").unlink()
+    with pytest.raises(MissingFile, match="lacks a"):
+        check_files(tmp_path, files)

@@ -1,0 +1,105 @@
+"""Laws of the comparison: it passes what is equal, and nothing that is not a number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pipeline.cases import EDGE, HELD_OUT, Case
+from pipeline.compare import (
+    CEILING,
+    MULTIPLE,
+    SMALLEST,
+    derive_limits,
+    relative_error,
+    replay,
+    worst_ratio,
+)
+
+finite = hnp.arrays(np.float64, (3, 4), elements=st.floats(-1e6, 1e6))
+
+
+def case(origin: str, eager: np.ndarray, reference: np.ndarray) -> Case:
+    return Case("c", origin, {}, {"x": eager}, {"y": eager}, {"y": reference})
+
+
+@given(finite, st.floats(1e-3, 1e6))
+def test_an_array_equals_itself(array: np.ndarray, scale: float) -> None:
+    assert relative_error(array, array, scale) == 0
+
+
+@given(finite, finite, st.floats(1.0, 1e6))
+def test_error_is_the_largest_difference_over_the_scale(
+    actual: np.ndarray, expected: np.ndarray, scale: float
+) -> None:
+    wide = np.abs(actual - expected).max() / max(scale, np.abs(expected).max())
+    assert relative_error(actual, expected, scale) == pytest.approx(wide)
+
+
+@given(finite, st.tuples(st.integers(0, 2), st.integers(0, 3)), st.sampled_from([np.nan, np.inf]))
+def test_what_is_not_finite_never_compares(
+    array: np.ndarray, place: tuple[int, int], value: float
+) -> None:
+    bad = array.copy()
+    bad[place] = value
+    assert relative_error(bad, array, 1.0) is None
+
+
+def test_infinity_compares_where_it_is_expected() -> None:
+    expected = np.array([1.0, np.inf])
+    assert relative_error(np.array([1.0, np.inf]), expected, 1.0) == 0
+    assert relative_error(np.array([1.0, -np.inf]), expected, 1.0) is None
+    assert relative_error(np.array([1.0, 2.0]), expected, 1.0) is None
+
+
+def test_shapes_and_nothing_do_not_compare() -> None:
+    assert relative_error(np.zeros((2, 1)), np.zeros((1, 2)), 1.0) is None
+    assert relative_error(np.zeros(0), np.zeros(0), 1.0) is None
+
+
+def test_integers_are_equal_or_not() -> None:
+    assert relative_error(np.array([1, 2]), np.array([1, 2]), 1.0) == 0
+    assert relative_error(np.array([1, 3]), np.array([1, 2]), 1.0) == 1
+
+
+@given(st.floats(0, 1e-2))
+def test_the_limit_follows_the_noise_floor_between_its_bounds(noise: float) -> None:
+    reference = np.array([1.0, -2.0])
+    limit = derive_limits([case(HELD_OUT, reference + 2 * noise, reference)])["y"]
+    assert limit.scale == 2
+    assert limit.noise_floor == pytest.approx(noise, abs=1e-15)
+    assert limit.limit == min(max(MULTIPLE * limit.noise_floor, SMALLEST), CEILING)
+
+
+def test_edge_inputs_do_not_set_the_limit() -> None:
+    sound = case(HELD_OUT, np.ones(2), np.ones(2))
+    wild = case(EDGE, np.full(2, 1e9), np.zeros(2))
+    assert derive_limits([sound, wild]) == derive_limits([sound])
+    assert derive_limits([wild]) == {}
+
+
+def test_replay_reports_a_crash_and_a_missing_output_as_failures() -> None:
+    sound = case(HELD_OUT, np.ones(2), np.ones(2))
+    limits = derive_limits([sound])
+
+    def crash(inputs: object) -> dict[str, np.ndarray]:
+        raise RuntimeError("first line\nsecond line")
+
+    (finding,) = replay(crash, [sound], limits)
+    assert not finding.passed
+    assert finding.note == "first line"
+    (finding,) = replay(lambda inputs: {}, [sound], limits)
+    assert not finding.passed
+    assert worst_ratio([finding]) == math.inf
+    (finding,) = replay(lambda inputs: {"y": np.ones(2)}, [sound], limits)
+    assert finding.passed
+    assert worst_ratio([finding]) == 0
+
+
+def test_nothing_compared_is_the_worst() -> None:
+    assert worst_ratio([]) == math.inf

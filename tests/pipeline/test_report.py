@@ -1,0 +1,426 @@
+"""The report: whole without a network, the same every time, and saying what the artifacts say."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from models.recipe import Recipe, Training
+from models.signature import Axis, Signature, TensorSpec
+from pipeline import plots
+from pipeline.artifacts import digest_files, write_json
+from pipeline.report import write_report
+from pipeline.values import Certificate, Finding, Limit, OnnxModel, TrainedModel
+
+BATCH = Axis("batch", 1, 2, 4)
+IMAGE = TensorSpec("image", "float32", (BATCH, 1, 4, 4), 0.0, 1.0)
+LOGITS = TensorSpec("logits", "float32", (BATCH, 3))
+PICTURES = Signature((IMAGE,), (LOGITS,))
+VECTORS = Signature(
+    (TensorSpec("left", "float32", (BATCH, 3)), TensorSpec("right", "float32", (BATCH, 2))),
+    (TensorSpec("value", "float32", (BATCH, 1)),),
+)
+ACTUAL, PREDICTED = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
+SECTIONS = (
+    "training", "test", "samples", "filters", "certificate", "latency", "settings", "lineage",
+)  # fmt: skip
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What a page holds: elements, table rows by their region, ids; and that its tags match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[int] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._region = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if dict(attrs).get("role") == "region":
+            self._region = str(dict(attrs)["aria-label"])
+        if tag == "tr":
+            self.tables.setdefault(self._region, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self._region][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            cells = self.tables[self._region][-1]
+            cells[-1] = " ".join(f"{cells[-1]} {data}".split())
+
+    def all(self, attribute: str) -> list[str]:
+        return [str(a[attribute]) for _, a in self.elements if attribute in a]
+
+
+def make_recipe(**changes: Any) -> Recipe:
+    facts: dict[str, Any] = {
+        "name": "tiny", "kind": "classification", "title": "Tiny", "paper": "Nobody 1900, Title",
+        "network": lambda: None, "served": lambda network: network, "signature": lambda: PICTURES,
+        "data": {"toy": lambda: None}, "loss": lambda o, t: None, "evaluate": lambda o, t: {},
+        "metric": "accuracy", "floor": {"toy": 0.5}, "training": {"toy": Training()},
+        "deviations": ("no bias, unlike the paper",),
+    }  # fmt: skip
+    return Recipe(**facts | changes)
+
+
+def make_trained(
+    folder: Path,
+    *,
+    classes: list[str] | None = None,
+    epochs: int = 3,
+    weights: np.ndarray | None = None,
+    evaluation: dict[str, Any] | None = None,
+    gallery: dict[str, np.ndarray] | None = None,
+) -> TrainedModel:
+    folder.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    history = [
+        {
+            "epoch": epoch,
+            "loss": 1 / epoch,
+            "gradient_norms": {"network.a.weight": 0.3 / epoch, "network.b.bias": 0.0},
+            "validation": {"loss": 1.1 / epoch, "accuracy": 1 - 0.5 / epoch},
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    if evaluation is None:
+        evaluation = {
+            "metrics": {}, "rows": 6, "classes": classes or ["cat", "dog", "owl"],
+            "actual": ACTUAL, "predicted": PREDICTED,
+            "confidence": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "gallery": [0, 1, 5],
+        }  # fmt: skip
+    write_json(folder / "history.json", history)
+    write_json(folder / "evaluation.json", evaluation)
+    if gallery is None:
+        gallery = {"image": random.random((3, 1, 4, 4), np.float32)}
+    save_file(gallery, folder / "gallery.safetensors")
+    if weights is None:
+        weights = random.normal(size=(5, 16)).astype(np.float32)
+    save_file({"network.a.weight": weights}, folder / "weights.safetensors")
+    names = [path.name for path in folder.iterdir() if path.suffix != ".html"]
+    return TrainedModel(
+        folder=folder,
+        recipe="tiny",
+        settings={"epochs": epochs, "learning_rate": 0.001},
+        data={"name": "toy", "source": "drawn here", "licence": "CC0", "digest": "d" * 64},
+        parameters=1234,
+        metrics={"accuracy": 4 / 6, "log_loss": 0.5},
+        floor=0.5,
+        best_epoch=epochs,
+        first_layer="network.a.weight",
+        libraries={"torch": "2.0"},
+        files=digest_files(folder, names),
+    )
+
+
+def make_model(folder: Path, trained: TrainedModel, signature: Signature = PICTURES) -> OnnxModel:
+    return OnnxModel(
+        folder=folder, recipe="tiny", parent=trained.digest, signature=signature, opset=18,
+        exporter="dynamo", libraries={"onnx": "1"}, files={"model.onnx": "0" * 64},
+    )  # fmt: skip
+
+
+def finding(
+    check: str, case: str, output: str, error: float | None, limit: float = 1e-6, note: str = ""
+) -> Finding:
+    passed = error is not None and error <= limit
+    return Finding(
+        check=check, case=case, sizes={"batch": 2}, output=output, error=error, limit=limit,
+        passed=passed, note=note,
+    )  # fmt: skip
+
+
+def make_certificate(folder: Path, outputs: tuple[str, ...] = ("logits",)) -> Certificate:
+    found = []
+    for name in outputs:
+        found += [finding("samples", f"batch={n}", name, n * 1e-7) for n in (1, 2, 4)]
+        found += [finding("edges", "zeros", name, 0.0), finding("twice", "batch=4", name, 0.0, 0.0)]
+    return Certificate(
+        folder=folder, recipe="tiny", target="ort-cpu-fp32", passed=True, engine="e" * 64,
+        model="m" * 64, subject={"engine.onnx": "f" * 64},
+        limits={name: Limit(scale=2.0, noise_floor=5e-8, limit=1e-6) for name in outputs},
+        findings=tuple(found),
+        samples={"held_out_cases": 3, "held_out_rows": 7, "edge_cases": ["zeros"]},
+        requested={"device": "cpu", "precision": "fp32", "options": {"providers": ["CPU"]}},
+        effective={
+            "devices": {"cpu": 1}, "precisions": {"fp32": 1}, "tf32": False,
+            "nodes": [{"name": "n0", "operator": "Gemm", "device": "cpu", "precision": "fp32"}],
+        },
+        failures=(), not_run=("task drift",), libraries={"onnxruntime": "1"},
+    )  # fmt: skip
+
+
+def failed(certificate: Certificate) -> Certificate:
+    broken = (
+        finding("samples", "batch=2", "logits", 3e-4),
+        finding("samples", "batch=4", "logits", None, note="3 of 12 values are NaN or infinite"),
+    )
+    others = tuple(f for f in certificate.findings if f.case not in ("batch=2", "batch=4"))
+    return certificate.model_copy(
+        update={
+            "passed": False,
+            "findings": others + broken,
+            "failures": ("samples: output 'logits' at batch=2: got error 3.0e-04",),
+        }
+    )
+
+
+def render(folder: Path, **changes: Any) -> str:
+    """The page of small artifacts, of which `changes` replaces some."""
+    trained = changes.get("trained") or make_trained(folder)
+    model = make_model(folder, trained, changes.get("signature", PICTURES))
+    certificates = changes.get("certificates", [make_certificate(folder)])
+    path = folder / "report.html"
+    recipe = changes.get("recipe", make_recipe())
+    write_report(recipe, trained, model, certificates, path, changes.get("latency"))
+    return path.read_text()
+
+
+def test_page_is_whole_and_well_formed(tmp_path) -> None:
+    text = render(tmp_path)
+    page = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    ids = page.all("id")
+    assert len(ids) == len(set(ids))
+    assert set(SECTIONS) <= set(ids)
+    assert {target[1:] for target in page.all("href") if target.startswith("#")} <= set(ids)
+    assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
+    for tag, attributes in page.elements:
+        assert tag != "script"
+        assert tag != "th" or attributes["scope"] in ("row", "col")
+        assert tag != "img" or attributes["alt"]
+        assert tag != "svg" or attributes["aria-label"]
+
+
+def test_page_needs_no_network(tmp_path) -> None:
+    text = render(tmp_path)
+    addresses = [*Page(text).all("src"), *Page(text).all("href")]
+    assert all(a.startswith(("#", "data:")) for a in addresses)
+    assert "://" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert "@import" not in text
+
+
+def test_same_artifacts_give_the_same_bytes(tmp_path) -> None:
+    first = render(tmp_path / "a", trained=make_trained(tmp_path / "a"))
+    assert render(tmp_path / "b", trained=make_trained(tmp_path / "b")) == first
+    assert str(tmp_path) not in first
+    assert not re.search(r"20[2-9]\d-\d\d", first)
+
+
+def test_threads_do_not_change_each_others_plots() -> None:
+    def draw(name: str) -> str:
+        return plots.lines(name, {"s": ([1, 2], [3.0, 4.0])}, "alt", xlabel="x", ylabel="y")
+
+    expected = {name: draw(name) for name in "abcd"}
+    assert len(set(expected.values())) == 4
+    drawn: dict[str, str] = {}
+    threads = [threading.Thread(target=lambda n=n: drawn.update({n: draw(n)})) for n in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drawn == expected
+
+
+def test_confusion_matrix_is_sklearns(tmp_path) -> None:
+    rows = Page(render(tmp_path)).tables["Confusion matrix"]
+    assert rows[0] == ["", "cat", "dog", "owl"]
+    counts = np.array([[int(cell) for cell in row[1:]] for row in rows[1:]])
+    assert (counts == confusion_matrix(ACTUAL, PREDICTED)).all()
+    assert counts.sum() == len(ACTUAL)
+
+
+def test_class_scores_are_sklearns(tmp_path) -> None:
+    rows = Page(render(tmp_path)).tables["Scores of each class"][1:]
+    expected = np.array(precision_recall_fscore_support(ACTUAL, PREDICTED)).T
+    shown = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    assert shown == pytest.approx(expected, abs=5e-5)
+
+
+def test_class_that_never_occurs_has_undefined_scores(tmp_path) -> None:
+    trained = make_trained(tmp_path, classes=["cat", "dog", "owl", "yak"])
+    rows = Page(render(tmp_path, trained=trained)).tables["Scores of each class"]
+    assert rows[-1] == ["yak", "undefined", "undefined", "undefined", "0"]
+
+
+def test_many_classes_are_listed_by_their_mistakes(tmp_path) -> None:
+    trained = make_trained(tmp_path, classes=[f"c{n}" for n in range(200)])
+    page = Page(render(tmp_path, trained=trained))
+    assert "Confusion matrix" not in page.tables
+    assert page.tables["Commonest mistakes"][1:] == [["c0", "c1", "1"], ["c2", "c0", "1"]]
+
+
+def test_errors_are_the_certificates(tmp_path) -> None:
+    page = Page(render(tmp_path))
+    rows = page.tables["Errors at every shape of ort-cpu-fp32"][1:]
+    assert rows == [
+        ["batch=1", "1.0e-07 0.1"], ["batch=2", "2.0e-07 0.2"], ["batch=4", "4.0e-07 0.4"],
+    ]  # fmt: skip
+    assert page.tables["Errors at every shape of ort-cpu-fp32"][0] == [
+        "Case", "logits error, error / limit",
+    ]  # fmt: skip
+    assert page.tables["Errors on edge inputs of ort-cpu-fp32"][1:] == [["zeros", "0 equal"]]
+    assert page.tables["Invariances of ort-cpu-fp32"][1][0] == "twice"
+    assert page.tables["Limits of ort-cpu-fp32"][1] == ["logits", "2", "5.0e-08", "1.0e-06"]
+
+
+def test_gallery_shows_mistakes_first(tmp_path) -> None:
+    text = render(tmp_path)
+    items = re.findall(r'<li( class="miss")?>\s*<img', text)
+    assert items == [' class="miss"', ' class="miss"', ""]
+    assert re.search(r"✗ dog</strong>\s*actually cat<br>\s*<span[^>]*>80.00 %", text)
+
+
+def test_failed_certificate_looks_failed(tmp_path) -> None:
+    text = render(
+        tmp_path, certificates=[make_certificate(tmp_path), failed(make_certificate(tmp_path))]
+    )
+    assert 'class="badge bad">✗ Certificate failed' in text
+    assert "✓ Certified" not in text
+    assert 'class="verdict bad"><strong>✗ Failed.' in text
+    assert "samples: output &#39;logits&#39; at batch=2: got error 3.0e-04" in text
+    rows = Page(text).tables["Errors at every shape of ort-cpu-fp32"]
+    assert ["batch=2", "✗ 3.0e-04 300 times the limit"] in rows
+    assert ["batch=4", "✗ failed 3 of 12 values are NaN or infinite"] in rows
+
+
+def test_no_certificate_is_no_pass(tmp_path) -> None:
+    text = render(tmp_path, certificates=[])
+    assert "No certificate" in text
+    assert "✓ Certified" not in text
+    assert "No engine of this model has a certificate." in text
+
+
+def test_not_run_is_said_and_never_good(tmp_path) -> None:
+    text = render(tmp_path)
+    assert "<li>not run: task drift</li>" in text
+    assert re.search(r'<ul class="notrun muted">\s*<li>not run', text)
+
+
+def test_regression_of_two_vectors_in_one_epoch(tmp_path) -> None:
+    trained = make_trained(
+        tmp_path,
+        epochs=1,
+        weights=np.zeros((4, 3), np.float32),
+        evaluation={"metrics": {}, "rows": 6, "gallery": [0]},
+        gallery={"left": np.zeros((1, 3), np.float32), "right": np.zeros((1, 2), np.float32)},
+    )
+    text = render(
+        tmp_path,
+        trained=trained,
+        signature=VECTORS,
+        certificates=[make_certificate(tmp_path, ("value",))],
+    )
+    page = Page(text)
+    assert "Confusion matrix" not in page.tables
+    assert "This model has no classes" in text
+    assert "No input of this model is a picture" in text
+    assert set(SECTIONS) <= set(page.all("id"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((6, 1, 5, 5), "all 6 units"),
+        (
+            (80, 3, 3, 3),
+            "the 64 of 80 units with the largest norms; each input channel as a colour",
+        ),
+        ((8, 4, 3, 3), "a row of kernels for each of 8 outputs"),
+        ((5, 16), "all 5 units"),  # over 4x4 pixels
+        ((5, 7), "a row for each output"),
+        ((5, 3, 9), "is not drawn"),
+        ((2048, 2048), "is not drawn"),
+    ],
+)
+def test_first_layers_of_every_shape(tmp_path, shape: tuple[int, ...], said: str) -> None:
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    text = render(tmp_path, trained=make_trained(tmp_path, weights=weights))
+    assert said in text
+    assert ("Weights of the first layer" in text) == ("not drawn" not in said)
+
+
+def test_lineage_tells_a_foreign_parent(tmp_path) -> None:
+    text = render(tmp_path)
+    assert f"another ONNX model: {'m' * 64}" in text
+    trained = make_trained(tmp_path)
+    whole = make_certificate(tmp_path).model_copy(
+        update={"model": make_model(tmp_path, trained).digest}
+    )
+    text = render(tmp_path, trained=trained, certificates=[whole])
+    assert "another" not in text
+    assert trained.digest in text
+
+
+def test_latency_is_shown_or_said_to_be_missing(tmp_path) -> None:
+    assert "<code>fucina report</code> measures it" in render(tmp_path)
+    rows = [
+        {
+            "target": "ort-cpu-fp32",
+            "batch": b,
+            "eager_ms": 1.0 * b,
+            "engine_ms": 0.4 * b,
+            "ratio": 2.5,
+        }
+        for b in (1, 8)
+    ]
+    latency = {"machine": "a desk", "threads": 2, "rows": rows, "note": "Medians."}
+    page = Page(text := render(tmp_path, latency=latency))
+    assert "Measured on a desk with 2 threads. Medians." in text
+    assert page.tables["Latency"][2] == ["ort-cpu-fp32", "8", "8.000", "3.200", "2.50"]
+
+
+def test_hostile_names_stay_text(tmp_path) -> None:
+    hostile = "<script>alert(1)</script>"
+    certificate = make_certificate(tmp_path).model_copy(update={"not_run": (hostile,)})
+    text = render(
+        tmp_path,
+        trained=make_trained(tmp_path, classes=[hostile, '"><img src=x>', "$x^2$"]),
+        recipe=make_recipe(title=hostile, paper=hostile),
+        certificates=[certificate],
+    )
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert hostile in Page(text).tables["Confusion matrix"][0]
+    drawn = plots.lines(hostile, {hostile: ([1], [1.0])}, hostile, xlabel="$", ylabel=hostile)
+    assert "<script" not in drawn
+
+
+def test_layers_of_ten_and_more_are_drawn_in_their_order(tmp_path) -> None:
+    trained = make_trained(tmp_path)
+    history = json.loads((tmp_path / "history.json").read_bytes())
+    for entry in history:
+        entry["gradient_norms"] = {f"network.l{n}.weight": 0.1 + n for n in range(12)}
+    write_json(tmp_path / "history.json", history)
+    drawn = re.findall(r">(l\d+)</text>", render(tmp_path, trained=trained))
+    assert len(drawn) == 8
+    assert drawn[0] == "l0"
+    assert drawn[-1] == "l11"
+    assert drawn == sorted(drawn, key=lambda name: int(name[1:]))
