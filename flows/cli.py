@@ -13,6 +13,7 @@ import click
 
 from models.errors import BadSetting, FucinaError, MissingArtifact, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
+from pipeline.bundle import MANIFEST
 
 if TYPE_CHECKING:
     from flows.stages import Job
@@ -250,8 +251,11 @@ def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
     """Write the HTML report of RUN, a name or a run's folder, with its plots."""
     from flows import output
     from flows.reporting import write
+    from flows.stages import RUN_FILE
 
-    folder = Path(run_folder) if Path(run_folder).is_dir() else out / run_folder.rpartition(":")[2]
+    folder = Path(run_folder)
+    if not (folder / RUN_FILE).is_file() and ":" not in run_folder:
+        folder = out / run_folder
     path, measured = write(folder, latency)
     if as_json:
         output.print_json({"report": str(path), "latency": measured})
@@ -264,24 +268,21 @@ def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
 @click.option("--port", default=3000, show_default=True, help="REST port; 0 takes a free one.")
 @click.option("--grpc-port", default=3001, show_default=True, help="gRPC port; 0 takes a free one.")
-@click.option(
-    "--check", is_flag=True, help="Answer one recorded request over each transport, stop."
-)
+@click.option("--workers", default=1, show_default=True, help="Processes that share the ports.")
+@click.option("--target", default=DEFAULT_TARGET, show_default=True, help="Which engine to run.")
+@click.option("--check", is_flag=True, help="Ask every recorded case over REST and gRPC, then end.")
 @out_option
 @as_json
-def serve(
-    names: tuple[str, ...], host: str, port: int, grpc_port: int, check: bool, out: Path,
-    as_json: bool,
-) -> None:  # fmt: skip
+def serve(names: tuple[str, ...], out: Path, **options: Any) -> None:
     """Serve bundles over REST and gRPC until interrupted."""
     from flows.serving import serve as run_server
 
-    run_server([_bundle_folder(name, out) for name in names], host, port, grpc_port, check, as_json)
+    run_server([_bundle_folder(name, out) for name in names], **options)
 
 
 def _bundle_folder(name: str, out: Path) -> Path:
     """A bundle's folder, from its path or from the name of a run."""
-    if Path(name).is_dir() or "/" in name:
+    if "/" in name or (Path(name) / MANIFEST).is_file():
         return Path(name)
     if ":" in name:
         from models.zoo import find

@@ -89,6 +89,13 @@ def worst_ratio(findings: Sequence[Finding]) -> float | None:
     return max(known) if known and len(known) == len(ratios) else None
 
 
+def holds(certificate: Certificate) -> bool:
+    """Whether a certificate passed, and nothing that it records says otherwise."""
+    found = certificate.findings
+    agreed = found and all(f.passed and ratio(f) is not None for f in found)
+    return bool(certificate.passed and agreed and not certificate.failures)
+
+
 def number(value: object) -> str:
     """A number as people read it: thousands marked, four digits, small ones as 1.2e-05."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -143,3 +150,4 @@ _MARKDOWN = Environment(
     autoescape=False,  # for HTML; `text` escapes what Markdown would read
 )
 _MARKDOWN.filters.update(text=_escape, number=number, percent=percent, times=times, span=span)
+_MARKDOWN.globals.update(holds=holds)

@@ -104,7 +104,10 @@ def lines(
             _scale_ticks(axes.yaxis, (y for _, ys in series.values() for y in ys))
         if log_x:
             axes.set_xscale("log", base=2)
-            ticks = sorted({x for xs, _ in series.values() for x in xs})
+            ticks: list[float] = []
+            for x in sorted({x for xs, _ in series.values() for x in xs}, reverse=True):
+                if not ticks or x < ticks[-1] / 1.3:  # beside 64, 63 would be unreadable
+                    ticks.append(x)
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         else:

@@ -21,6 +21,7 @@ from models.signature import Signature, TensorSpec
 from pipeline import plots
 from pipeline.artifacts import write_bytes
 from pipeline.card import (
+    holds,
     measured,
     number,
     percent,
@@ -73,10 +74,7 @@ class Sample:
     actual: str = ""
     predicted: str = ""
     confidence: float = 0.0
-
-    @property
-    def wrong(self) -> bool:
-        return self.actual != self.predicted
+    wrong: bool = False
 
 
 def write_report(
@@ -89,8 +87,8 @@ def write_report(
 ) -> None:
     """Write one HTML file that needs nothing else; the same values give the same bytes.
 
-    `latency` has the machine, its threads, a note, and rows of target, batch, eager_ms, engine_ms
-    and ratio = eager_ms / engine_ms.
+    `latency` has the machine, its threads, a note, and rows of target, batch, eager_ms, engine_ms,
+    ratio = eager_ms / engine_ms, and possibly the case.
     """
     history = json.loads((trained.folder / HISTORY).read_bytes())
     evaluation = read_evaluation(trained)
@@ -114,10 +112,10 @@ def write_report(
         samples=_samples(trained, evaluation, model.signature),
         filters=_filters(trained, model.signature),
         certificates=[_certificate(c, model.signature) for c in certificates],
-        passed=bool(certificates) and all(certificates),
+        passed=bool(certificates) and all(map(holds, certificates)),
         lineage=_lineage(trained, model, certificates),
         latency=latency,
-        latency_plot=_latency_plot(latency["rows"]) if latency and latency["rows"] else None,
+        latency_plot=_latency_plot(latency["rows"]) if latency else None,
     )
     write_bytes(path, text.encode())
 
@@ -241,13 +239,11 @@ def _samples(
             low = float(pixels.min()) if spec.low is None else spec.low
             high = float(pixels.max()) if spec.high is None else spec.high
             drawn.append(plots.picture(pixels[place], low, high))
-        if "classes" in evaluation:
-            actual, predicted = (
-                evaluation["classes"][evaluation[key][row]] for key in ("actual", "predicted")
-            )
-            sample = Sample(row, drawn, actual, predicted, evaluation["confidence"][row])
-        else:
-            sample = Sample(row, drawn)
+        sample = Sample(row, drawn)
+        if classes := evaluation.get("classes"):
+            actual, predicted = evaluation["actual"][row], evaluation["predicted"][row]
+            confidence, wrong = evaluation["confidence"][row], actual != predicted
+            sample = Sample(row, drawn, classes[actual], classes[predicted], confidence, wrong)
         samples.append(sample)
     return sorted(samples, key=lambda sample: not sample.wrong)
 
@@ -303,10 +299,11 @@ def _certificate(certificate: Certificate, signature: Signature) -> dict[str, An
         )
     return {
         "value": certificate,
+        "passed": holds(certificate),
         "outputs": outputs,
         "limits": {n: certificate.limits[n] for n in outputs if n in certificate.limits},
         "worst": worst_ratio(certificate.findings),
-        "failed": sum(not f.passed for f in certificate.findings),
+        "failed": sum(not f.passed or ratio(f) is None for f in certificate.findings),
         "laws": _table(certificate.findings, outputs, laws),
         "plot": plot,
         **tables,
@@ -350,8 +347,13 @@ def _lineage(
     return links
 
 
-def _latency_plot(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Milliseconds per call over the batch: PyTorch eager once, then each target."""
+def _latency_plot(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Milliseconds per call over the batch: PyTorch eager once, then each target.
+
+    None when a batch was measured at several sizes of other axes, which one line cannot show.
+    """
+    if not rows or len({(row["target"], row["batch"]) for row in rows}) < len(rows):
+        return None
     eager = {row["batch"]: row["eager_ms"] for row in rows}
     series = {"PyTorch eager": (sorted(eager), [eager[batch] for batch in sorted(eager)])}
     for target in dict.fromkeys(row["target"] for row in rows):

@@ -16,8 +16,7 @@ import numpy as np
 from models.errors import ServingFailed
 from models.signature import Arrays
 from pipeline.backends import DEFAULT_TARGET, Session
-from pipeline.bundle import Bundle
-from pipeline.values import Finding
+from pipeline.bundle import Bundle, Finding
 from serving.inference_messages import HEADER_LENGTH
 from serving.inference_proto import MESSAGES, SERVICE
 from serving.tensors import DATATYPES, datatype, to_bytes

@@ -103,9 +103,14 @@ class PredictResponse(bentoml.IODescriptor):
     outputs: dict[str, list[Any]] = Field({}, description="nested lists by output name")
 
 
+_SETTINGS = read_settings(os.environ, Path())
+
+
 @bentoml.service(
     name="Classification",
-    workers=read_settings(os.environ, Path()).workers,
+    workers=_SETTINGS.workers,
+    # BentoML would listen on every interface. It takes text for an address, unlike its type.
+    http={"host": _SETTINGS.host},  # pyright: ignore[reportArgumentType]
     service_class=FrontedService,
 )
 @bentoml.asgi_app(Starlette(routes=inference_routes(_served)), path="/")

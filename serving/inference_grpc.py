@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from models.errors import BadInput, ServingFailed
@@ -59,10 +59,17 @@ async def start_grpc(
             ("grpc.so_reuseport", int(shared)),
         ]
     )
-    calls = {name: (answer, MESSAGES) for name, answer in _inference_calls(models).items()}
-    server.add_generic_rpc_handlers((_handlers(SERVICE, calls),))
-    check = {"Check": (_health_call(models), HEALTH_MESSAGES)}
-    server.add_generic_rpc_handlers((_handlers(HEALTH_SERVICE, check),))
+    inference = {
+        name: _handler(answer, MESSAGES[f"{name}Request"])
+        for name, answer in _inference_calls(models).items()
+    }
+    health = {"Check": _handler(_health_call(models), HEALTH_MESSAGES["HealthCheckRequest"])}
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(SERVICE, inference),
+            grpc.method_handlers_generic_handler(HEALTH_SERVICE, health),
+        )
+    )
     try:
         bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
@@ -167,7 +174,7 @@ def read_inputs(signature: Signature, request: Any) -> Arrays:
     return inputs
 
 
-def _typed(spec: TensorSpec, contents: Any, shape: tuple[int, ...]) -> Any:
+def _typed(spec: TensorSpec, contents: Any, shape: tuple[int, ...]) -> np.ndarray:
     field = CONTENTS.get(DATATYPES[spec.dtype])
     if field is None:
         raise BadInput(f"input {spec.name!r} is FP16", expected="raw_input_contents")
@@ -179,23 +186,8 @@ def _typed(spec: TensorSpec, contents: Any, shape: tuple[int, ...]) -> Any:
     return from_values(spec, list(getattr(contents, field)), shape)
 
 
-def _handlers(service: str, calls: dict[str, tuple[Answer, dict[str, Any]]]) -> Any:
-    # One naming rule holds for every call of the inference protocol and for the health check.
-    prefix = "Health" if service == HEALTH_SERVICE else ""
-    return grpc.method_handlers_generic_handler(
-        service,
-        {
-            name: grpc.unary_unary_rpc_method_handler(
-                _guarded(answer, messages[f"{prefix}{name}Request"]),
-                response_serializer=lambda message: message.SerializeToString(),
-            )
-            for name, (answer, messages) in calls.items()
-        },
-    )
-
-
-def _guarded(answer: Answer, request_type: Any) -> Callable[[bytes, Any], Awaitable[Any]]:
-    """The call with whatever it raises answered by the table; it parses, so that it can refuse."""
+def _handler(answer: Answer, request_type: Any) -> Any:
+    """A call that parses, so that it can refuse, and whose errors are answered by the table."""
 
     async def call(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
@@ -204,10 +196,12 @@ def _guarded(answer: Answer, request_type: Any) -> Callable[[bytes, Any], Awaita
             except DecodeError as error:
                 raise BadInput("the message cannot be decoded", got=f"{len(raw)} bytes") from error
             return await answer(request)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
-            code, text = failure(error)
-        await context.abort(code.code, text)
+            row, text = failure(error)
+        await context.abort(row.code, text)
 
-    return call
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=_serialize)
+
+
+def _serialize(message: Any) -> bytes:
+    return message.SerializeToString()

@@ -30,7 +30,10 @@ def platform(model: Model) -> str:
     return {"ort": "onnxruntime_onnx"}.get(library, library)
 
 
-def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None):
+def json_response(
+    content: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Any content as JSON, numpy arrays included."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, headers, "application/json")
 
@@ -77,8 +80,8 @@ def inference_routes(models: FindModels) -> list[Route]:
     async def infer(request: Request) -> Response:
         model = _model(request, models())
         model.check_ready()
-        length = request.headers.get(HEADER_LENGTH)
-        question = read_question(model.signature, await request.body(), length)
+        header_length = request.headers.get(HEADER_LENGTH)
+        question = read_question(model.signature, await request.body(), header_length)
         answers = await model.predict(question.inputs)
         body, length = write_answer(model.name, model.version, question, answers)
         if length is None:

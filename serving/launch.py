@@ -117,15 +117,16 @@ def _check_host(host: str) -> None:
 
 def _check(folders: Sequence[Path], target: str) -> list[Bundle]:
     bundles = open_bundles(folders)
+    kind = bundles[0].manifest.kind
+    if kind not in SERVICES:
+        raise ServingFailed(
+            f"bundle {bundles[0].manifest.name!r} is of a kind that no service serves yet",
+            got=kind,
+            expected=" or ".join(SERVICES),
+        )
     for bundle in bundles:
-        if bundle.manifest.kind not in SERVICES:
-            raise ServingFailed(
-                f"bundle {bundle.manifest.name!r} is of a kind that no service serves yet",
-                got=bundle.manifest.kind,
-                expected=" or ".join(SERVICES),
-            )
         bundle.certificate(target)
-    return open_bundles(folders, bundles[0].manifest.kind)
+    return bundles
 
 
 def _listen(process: subprocess.Popen[str], said: deque[str]) -> None:

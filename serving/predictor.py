@@ -19,29 +19,29 @@ from models.errors import (
 )
 from models.signature import Arrays, Signature
 from pipeline.backends import Session
-from pipeline.bundle import Bundle, open_bundle
-from pipeline.values import Kind
+from pipeline.bundle import Bundle, Kind, open_bundle
 from serving.batcher import Batcher
 
 logger = logging.getLogger("fucina.serving")
-
 
 # Said of a model that may yet become ready; any other reason is final.
 LOADING = "is still replaying its recorded cases"
 
 
 def open_bundles(folders: Iterable[Path], kind: Kind | None = None) -> list[Bundle]:
-    """Open every bundle that a service (of `kind`) is to serve, checking every digest.
+    """Open every bundle that a service is to serve, checking every digest.
 
-    Raises `BundleError`, or `ServingFailed` for no bundle, another kind, or one name twice.
+    All are to be of `kind`, or of the first one's. Raises `BundleError`, or `ServingFailed` for no
+    bundle, another kind, or one name twice.
     """
     bundles: dict[str, Bundle] = {}
     for folder in folders:
         bundle = open_bundle(folder)
         name = bundle.manifest.name
-        if kind not in (None, bundle.manifest.kind):
+        kind = kind or bundle.manifest.kind
+        if bundle.manifest.kind != kind:
             raise ServingFailed(
-                f"bundle {name!r} is of another kind than this service",
+                f"bundle {name!r} is of another kind than this service serves",
                 got=bundle.manifest.kind,
                 expected=kind,
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc.aio
 
 from models.errors import ServingFailed
-from pipeline.values import Kind
+from pipeline.bundle import Kind
 from serving.inference_grpc import start_grpc
 from serving.predictor import Models, open_bundles
 from serving.settings import Settings, read_settings

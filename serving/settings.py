@@ -11,16 +11,18 @@ from models.errors import BadSetting
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import MANIFEST
 
+LOOPBACK = "127.0.0.1"
 LARGEST_BODY = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which bundles, on which target, and where gRPC listens."""
+    """Which bundles, on which target, and where to listen."""
 
     bundles: tuple[Path, ...]
     target: str = DEFAULT_TARGET
-    grpc_host: str = "127.0.0.1"
+    host: str = LOOPBACK
+    grpc_host: str = LOOPBACK
     grpc_port: int = 3001
     largest_body: int = LARGEST_BODY
     queue: int = 512
@@ -32,6 +34,8 @@ def read_settings(environment: Mapping[str, str], folder: Path) -> Settings:
 
     Raises `BadSetting` for a value that cannot be read.
     """
+    # Set in the images that BentoML builds, where loopback would reach nobody.
+    host = "0.0.0.0" if "BENTOML_CONTAINERIZED" in environment else LOOPBACK
     listed = environment.get("FUCINA_BUNDLES")
     if listed is None:
         bundles = (folder,) if (folder / MANIFEST).is_file() else ()
@@ -40,7 +44,8 @@ def read_settings(environment: Mapping[str, str], folder: Path) -> Settings:
     return Settings(
         bundles=bundles,
         target=environment.get("FUCINA_TARGET", DEFAULT_TARGET),
-        grpc_host=environment.get("FUCINA_GRPC_HOST", "127.0.0.1"),
+        host=host,
+        grpc_host=environment.get("FUCINA_GRPC_HOST", host),
         grpc_port=_number(environment, "FUCINA_GRPC_PORT", 3001),
         largest_body=_number(environment, "FUCINA_LARGEST_BODY", LARGEST_BODY),
         queue=_number(environment, "FUCINA_QUEUE", 512),

@@ -1,16 +1,143 @@
-"""The model card: its numbers are the artifacts', and it reads the same every time."""
+"""The model card: its numbers are the artifacts', and it reads the same every time.
+
+Small artifacts for these tests, and for those of the report, are built here.
+"""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from scipy import stats
-from test_report import failed, finding, make_certificate, make_recipe, make_trained
 
+from models.recipe import Recipe, Training
+from models.signature import Axis, Signature, TensorSpec
+from pipeline.artifacts import digest_files, write_json
 from pipeline.card import measured, number, ratio, times, wilson, worst_ratio, write_card
-from pipeline.values import Finding
+from pipeline.values import Certificate, Finding, Limit, OnnxModel, TrainedModel
+
+BATCH = Axis("batch", 1, 2, 4)
+IMAGE = TensorSpec("image", "float32", (BATCH, 1, 4, 4), 0.0, 1.0)
+LOGITS = TensorSpec("logits", "float32", (BATCH, 3))
+PICTURES = Signature((IMAGE,), (LOGITS,))
+ACTUAL, PREDICTED = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
+
+
+def make_recipe(**changes: Any) -> Recipe:
+    facts: dict[str, Any] = {
+        "name": "tiny", "kind": "classification", "title": "Tiny", "paper": "Nobody 1900, Title",
+        "network": lambda: None, "served": lambda network: network, "signature": lambda: PICTURES,
+        "data": {"toy": lambda: None}, "loss": lambda o, t: None, "evaluate": lambda o, t: {},
+        "metric": "accuracy", "floor": {"toy": 0.5}, "training": {"toy": Training()},
+        "deviations": ("no bias, unlike the paper",),
+    }  # fmt: skip
+    return Recipe(**facts | changes)
+
+
+def make_trained(
+    folder: Path,
+    *,
+    classes: list[str] | None = None,
+    epochs: int = 3,
+    weights: np.ndarray | None = None,
+    evaluation: dict[str, Any] | None = None,
+    gallery: dict[str, np.ndarray] | None = None,
+) -> TrainedModel:
+    folder.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    history = [
+        {
+            "epoch": epoch,
+            "loss": 1 / epoch,
+            "gradient_norms": {"network.a.weight": 0.3 / epoch, "network.b.bias": 0.0},
+            "validation": {"loss": 1.1 / epoch, "accuracy": 1 - 0.5 / epoch},
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    if evaluation is None:
+        evaluation = {
+            "metrics": {}, "rows": 6, "classes": classes or ["cat", "dog", "owl"],
+            "actual": ACTUAL, "predicted": PREDICTED,
+            "confidence": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "gallery": [0, 1, 5],
+        }  # fmt: skip
+    write_json(folder / "history.json", history)
+    write_json(folder / "evaluation.json", evaluation)
+    if gallery is None:
+        gallery = {"image": random.random((3, 1, 4, 4), np.float32)}
+    save_file(gallery, folder / "gallery.safetensors")
+    if weights is None:
+        weights = random.normal(size=(5, 16)).astype(np.float32)
+    save_file({"network.a.weight": weights}, folder / "weights.safetensors")
+    names = [path.name for path in folder.iterdir() if path.suffix != ".html"]
+    return TrainedModel(
+        folder=folder,
+        recipe="tiny",
+        settings={"epochs": epochs, "learning_rate": 0.001},
+        data={"name": "toy", "source": "drawn here", "licence": "CC0", "digest": "d" * 64},
+        parameters=1234,
+        metrics={"accuracy": 4 / 6, "log_loss": 0.5},
+        floor=0.5,
+        best_epoch=epochs,
+        first_layer="network.a.weight",
+        libraries={"torch": "2.0"},
+        files=digest_files(folder, names),
+    )
+
+
+def make_model(folder: Path, trained: TrainedModel, signature: Signature = PICTURES) -> OnnxModel:
+    return OnnxModel(
+        folder=folder, recipe="tiny", parent=trained.digest, signature=signature, opset=18,
+        exporter="dynamo", libraries={"onnx": "1"}, files={"model.onnx": "0" * 64},
+    )  # fmt: skip
+
+
+def finding(
+    check: str, case: str, output: str, error: float | None, limit: float = 1e-6, note: str = ""
+) -> Finding:
+    passed = error is not None and error <= limit
+    return Finding(
+        check=check, case=case, sizes={"batch": 2}, output=output, error=error, limit=limit,
+        passed=passed, note=note,
+    )  # fmt: skip
+
+
+def make_certificate(folder: Path, outputs: tuple[str, ...] = ("logits",)) -> Certificate:
+    found = []
+    for name in outputs:
+        found += [finding("samples", f"batch={n}", name, n * 1e-7) for n in (1, 2, 4)]
+        found += [finding("edges", "zeros", name, 0.0), finding("twice", "batch=4", name, 0.0, 0.0)]
+    return Certificate(
+        folder=folder, recipe="tiny", target="ort-cpu-fp32", passed=True, engine="e" * 64,
+        model="m" * 64, subject={"engine.onnx": "f" * 64},
+        limits={name: Limit(scale=2.0, noise_floor=5e-8, limit=1e-6) for name in outputs},
+        findings=tuple(found),
+        samples={"held_out_cases": 3, "held_out_rows": 7, "edge_cases": ["zeros"]},
+        requested={"device": "cpu", "precision": "fp32", "options": {"providers": ["CPU"]}},
+        effective={
+            "devices": {"cpu": 1}, "precisions": {"fp32": 1}, "tf32": False,
+            "nodes": [{"name": "n0", "operator": "Gemm", "device": "cpu", "precision": "fp32"}],
+        },
+        failures=(), not_run=("task drift",), libraries={"onnxruntime": "1"},
+    )  # fmt: skip
+
+
+def failed(certificate: Certificate) -> Certificate:
+    broken = (
+        finding("samples", "batch=2", "logits", 3e-4),
+        finding("samples", "batch=4", "logits", None, note="3 of 12 values are NaN or infinite"),
+    )
+    others = tuple(f for f in certificate.findings if f.case not in ("batch=2", "batch=4"))
+    return certificate.model_copy(
+        update={
+            "passed": False,
+            "findings": others + broken,
+            "failures": ("samples: output 'logits' at batch=2: got error 3.0e-04",),
+        }
+    )
 
 
 @pytest.mark.parametrize(("hits", "rows"), [(0, 1), (1, 1), (357, 360), (0, 50), (9_900, 10_000)])

@@ -11,25 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from test_card import (
+    ACTUAL,
+    BATCH,
+    PICTURES,
+    PREDICTED,
+    failed,
+    make_certificate,
+    make_model,
+    make_recipe,
+    make_trained,
+)
 
-from models.recipe import Recipe, Training
-from models.signature import Axis, Signature, TensorSpec
+from models.signature import Signature, TensorSpec
 from pipeline import plots
-from pipeline.artifacts import digest_files, write_json
+from pipeline.artifacts import write_json
 from pipeline.report import write_report
-from pipeline.values import Certificate, Finding, Limit, OnnxModel, TrainedModel
 
-BATCH = Axis("batch", 1, 2, 4)
-IMAGE = TensorSpec("image", "float32", (BATCH, 1, 4, 4), 0.0, 1.0)
-LOGITS = TensorSpec("logits", "float32", (BATCH, 3))
-PICTURES = Signature((IMAGE,), (LOGITS,))
 VECTORS = Signature(
     (TensorSpec("left", "float32", (BATCH, 3)), TensorSpec("right", "float32", (BATCH, 2))),
     (TensorSpec("value", "float32", (BATCH, 1)),),
 )
-ACTUAL, PREDICTED = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
 SECTIONS = (
     "training", "test", "samples", "filters", "certificate", "latency", "settings", "lineage",
 )  # fmt: skip
@@ -76,119 +79,6 @@ class Page(HTMLParser):
 
     def all(self, attribute: str) -> list[str]:
         return [str(a[attribute]) for _, a in self.elements if attribute in a]
-
-
-def make_recipe(**changes: Any) -> Recipe:
-    facts: dict[str, Any] = {
-        "name": "tiny", "kind": "classification", "title": "Tiny", "paper": "Nobody 1900, Title",
-        "network": lambda: None, "served": lambda network: network, "signature": lambda: PICTURES,
-        "data": {"toy": lambda: None}, "loss": lambda o, t: None, "evaluate": lambda o, t: {},
-        "metric": "accuracy", "floor": {"toy": 0.5}, "training": {"toy": Training()},
-        "deviations": ("no bias, unlike the paper",),
-    }  # fmt: skip
-    return Recipe(**facts | changes)
-
-
-def make_trained(
-    folder: Path,
-    *,
-    classes: list[str] | None = None,
-    epochs: int = 3,
-    weights: np.ndarray | None = None,
-    evaluation: dict[str, Any] | None = None,
-    gallery: dict[str, np.ndarray] | None = None,
-) -> TrainedModel:
-    folder.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
-    history = [
-        {
-            "epoch": epoch,
-            "loss": 1 / epoch,
-            "gradient_norms": {"network.a.weight": 0.3 / epoch, "network.b.bias": 0.0},
-            "validation": {"loss": 1.1 / epoch, "accuracy": 1 - 0.5 / epoch},
-        }
-        for epoch in range(1, epochs + 1)
-    ]
-    if evaluation is None:
-        evaluation = {
-            "metrics": {}, "rows": 6, "classes": classes or ["cat", "dog", "owl"],
-            "actual": ACTUAL, "predicted": PREDICTED,
-            "confidence": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "gallery": [0, 1, 5],
-        }  # fmt: skip
-    write_json(folder / "history.json", history)
-    write_json(folder / "evaluation.json", evaluation)
-    if gallery is None:
-        gallery = {"image": random.random((3, 1, 4, 4), np.float32)}
-    save_file(gallery, folder / "gallery.safetensors")
-    if weights is None:
-        weights = random.normal(size=(5, 16)).astype(np.float32)
-    save_file({"network.a.weight": weights}, folder / "weights.safetensors")
-    names = [path.name for path in folder.iterdir() if path.suffix != ".html"]
-    return TrainedModel(
-        folder=folder,
-        recipe="tiny",
-        settings={"epochs": epochs, "learning_rate": 0.001},
-        data={"name": "toy", "source": "drawn here", "licence": "CC0", "digest": "d" * 64},
-        parameters=1234,
-        metrics={"accuracy": 4 / 6, "log_loss": 0.5},
-        floor=0.5,
-        best_epoch=epochs,
-        first_layer="network.a.weight",
-        libraries={"torch": "2.0"},
-        files=digest_files(folder, names),
-    )
-
-
-def make_model(folder: Path, trained: TrainedModel, signature: Signature = PICTURES) -> OnnxModel:
-    return OnnxModel(
-        folder=folder, recipe="tiny", parent=trained.digest, signature=signature, opset=18,
-        exporter="dynamo", libraries={"onnx": "1"}, files={"model.onnx": "0" * 64},
-    )  # fmt: skip
-
-
-def finding(
-    check: str, case: str, output: str, error: float | None, limit: float = 1e-6, note: str = ""
-) -> Finding:
-    passed = error is not None and error <= limit
-    return Finding(
-        check=check, case=case, sizes={"batch": 2}, output=output, error=error, limit=limit,
-        passed=passed, note=note,
-    )  # fmt: skip
-
-
-def make_certificate(folder: Path, outputs: tuple[str, ...] = ("logits",)) -> Certificate:
-    found = []
-    for name in outputs:
-        found += [finding("samples", f"batch={n}", name, n * 1e-7) for n in (1, 2, 4)]
-        found += [finding("edges", "zeros", name, 0.0), finding("twice", "batch=4", name, 0.0, 0.0)]
-    return Certificate(
-        folder=folder, recipe="tiny", target="ort-cpu-fp32", passed=True, engine="e" * 64,
-        model="m" * 64, subject={"engine.onnx": "f" * 64},
-        limits={name: Limit(scale=2.0, noise_floor=5e-8, limit=1e-6) for name in outputs},
-        findings=tuple(found),
-        samples={"held_out_cases": 3, "held_out_rows": 7, "edge_cases": ["zeros"]},
-        requested={"device": "cpu", "precision": "fp32", "options": {"providers": ["CPU"]}},
-        effective={
-            "devices": {"cpu": 1}, "precisions": {"fp32": 1}, "tf32": False,
-            "nodes": [{"name": "n0", "operator": "Gemm", "device": "cpu", "precision": "fp32"}],
-        },
-        failures=(), not_run=("task drift",), libraries={"onnxruntime": "1"},
-    )  # fmt: skip
-
-
-def failed(certificate: Certificate) -> Certificate:
-    broken = (
-        finding("samples", "batch=2", "logits", 3e-4),
-        finding("samples", "batch=4", "logits", None, note="3 of 12 values are NaN or infinite"),
-    )
-    others = tuple(f for f in certificate.findings if f.case not in ("batch=2", "batch=4"))
-    return certificate.model_copy(
-        update={
-            "passed": False,
-            "findings": others + broken,
-            "failures": ("samples: output 'logits' at batch=2: got error 3.0e-04",),
-        }
-    )
 
 
 def render(folder: Path, **changes: Any) -> str:
@@ -311,6 +201,21 @@ def test_failed_certificate_looks_failed(tmp_path) -> None:
     assert ["batch=4", "✗ failed 3 of 12 values are NaN or infinite"] in rows
 
 
+@pytest.mark.parametrize("broken", ["finding", "nothing", "failure"])
+def test_certificate_that_contradicts_itself_is_no_pass(tmp_path, broken: str) -> None:
+    certificate = make_certificate(tmp_path)
+    unread = certificate.findings[0].model_copy(update={"error": None})
+    changes: dict[str, Any] = {
+        "finding": {"findings": (unread, *certificate.findings[1:])},
+        "nothing": {"findings": ()},
+        "failure": {"failures": ("effective: no node was seen to run",)},
+    }[broken]
+    text = render(tmp_path, certificates=[certificate.model_copy(update=changes)])
+    assert "✗ Certificate failed" in text
+    assert "✓" not in text.partition("<main>")[0]
+    assert 'class="verdict good"' not in text
+
+
 def test_no_certificate_is_no_pass(tmp_path) -> None:
     text = render(tmp_path, certificates=[])
     assert "No certificate" in text
@@ -393,8 +298,21 @@ def test_latency_is_shown_or_said_to_be_missing(tmp_path) -> None:
     ]
     latency = {"machine": "a desk", "threads": 2, "rows": rows, "note": "Medians."}
     page = Page(text := render(tmp_path, latency=latency))
-    assert "Measured on a desk with 2 threads. Medians." in text
+    assert "Measured on a desk with 2 threads: Medians." in text
     assert page.tables["Latency"][2] == ["ort-cpu-fp32", "8", "8.000", "3.200", "2.50"]
+
+
+def test_latency_is_drawn_where_one_line_can_show_it(tmp_path) -> None:
+    row = {"target": "t", "batch": 1, "eager_ms": 0.3, "engine_ms": 0.1, "ratio": 3.0}
+    latency = {"machine": "a", "threads": 1, "rows": [row], "note": ""}
+    plot = "Milliseconds per call of PyTorch eager and 1 engines"
+    assert plot in render(tmp_path, latency=latency)
+    # Two lengths at one batch are two rows of the table, and no line.
+    latency["rows"] = [row | {"case": "length=2"}, row | {"case": "length=9"}]
+    text = render(tmp_path, latency=latency)
+    assert plot not in text
+    assert Page(text).tables["Latency"][2][:3] == ["t", "length=9", "1"]
+    assert "1 thread</p>" in render(tmp_path, latency=latency | {"rows": []})
 
 
 def test_hostile_names_stay_text(tmp_path) -> None:

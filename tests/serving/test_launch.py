@@ -73,6 +73,9 @@ def test_settings_come_from_the_environment(digits: Path, tmp_path: Path) -> Non
     settings = read_settings(listed, digits)
     assert settings.bundles == (Path("/a"), Path("/b"))
     assert (settings.grpc_port, settings.target) == (7, DEFAULT_TARGET)
+    assert (settings.host, settings.grpc_host) == ("127.0.0.1", "127.0.0.1")
+    inside = read_settings({"BENTOML_CONTAINERIZED": "true"}, digits)
+    assert (inside.host, inside.grpc_host) == ("0.0.0.0", "0.0.0.0")
     for name, value in (("FUCINA_BUNDLES", "/a"), ("FUCINA_GRPC_PORT", "x")):
         with pytest.raises(BadSetting, match=name):
             read_settings({name: value}, digits)

@@ -1,0 +1,109 @@
+"""`fucina serve`: a server over bundles until interrupted, or until it has proved itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.output import print_json
+from models.errors import ServingFailed
+from pipeline.bundle import Bundle, open_bundle
+from pipeline.compare import worst_ratio
+from serving.ask import ask
+from serving.launch import Server
+from serving.launch import serve as launch
+
+
+def serve(
+    folders: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    grpc_port: int,
+    workers: int,
+    target: str,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Serve bundles; with `check` ask every recorded case over both transports, and end.
+
+    Raises what `serving.launch.serve` raises, and `ServingFailed` when an answer is not the
+    recorded one or the server ends by itself.
+    """
+    bundles = [open_bundle(folder) for folder in folders]
+    names = ", ".join(bundle.manifest.name for bundle in bundles)
+    print(f"starting a server for {names}", file=sys.stderr, flush=True)
+    with launch(
+        folders, host=host, port=port, grpc_port=grpc_port, workers=workers, target=target
+    ) as server:
+        if check:
+            rows = [_check(server, bundle, target) for bundle in bundles]
+            where = {"rest": server.http, "grpc": server.grpc}
+            print_json({**where, "models": rows}) if as_json else _print_checked(server, rows)
+            return
+        if as_json:
+            print_json({"rest": server.http, "grpc": server.grpc, "models": names.split(", ")})
+        else:
+            print(f"serving {names}: REST at {server.http}, gRPC at {server.grpc}; Ctrl-C ends it")
+        sys.stdout.flush()
+        code = server.wait()
+        raise ServingFailed("the server ended by itself", got=f"exit code {code}")
+
+
+def _check(server: Server, bundle: Bundle, target: str) -> dict[str, Any]:
+    name = bundle.manifest.name
+    row: dict[str, Any] = {"name": name, "version": bundle.manifest.version}
+    for transport, findings in ask(server.http, server.grpc, bundle, target).items():
+        failed = [finding for finding in findings if not finding.passed]
+        if failed or not findings:
+            first = failed[0] if failed else None
+            raise ServingFailed(
+                f"{name} over {transport} does not answer as recorded"
+                + (f": output {first.output!r} at {first.case}" if first else ""),
+                got=(first.note or first.error) if first else "no comparison",
+            )
+        row[transport.lower()] = {
+            "answers": len(findings),
+            "worst_error_over_limit": round(worst_ratio(findings), 4),
+        }
+    request = {"model": name, "inputs": _first_row(bundle)}
+    row["request"] = f"POST {server.http}/predict"
+    row["answer"] = _post(f"{server.http}/predict", request)
+    return row
+
+
+def _first_row(bundle: Bundle) -> dict[str, Any]:
+    case = bundle.cases()[0]
+    return {name: array.tolist() for name, array in case.inputs.items()}
+
+
+def _post(address: str, document: object) -> dict[str, Any]:
+    request = urllib.request.Request(
+        address, json.dumps(document).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:
+    print(f"served at {server.http} (REST) and {server.grpc} (gRPC)")
+    for row in rows:
+        print(
+            f"{row['name']}: {row['rest']['answers']} recorded answers reproduced over REST, "
+            f"{row['grpc']['answers']} over gRPC, worst error "
+            f"{max(row[t]['worst_error_over_limit'] for t in ('rest', 'grpc')):.2f} of its limit"
+        )
+        print(f"  {row['request']} a recorded row of the test split -> {_said(row['answer'])}")
+    names = " ".join(row["name"] for row in rows)
+    print(f"\nthe server has ended; next: fucina serve {names}")
+
+
+def _said(answer: dict[str, Any]) -> str:
+    if answer["predictions"]:
+        first = answer["predictions"][0]
+        return f"class {first['class']}, probability {first['probability']:.4f}"
+    return json.dumps(answer["outputs"])[:200]

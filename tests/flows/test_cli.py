@@ -1,0 +1,181 @@
+"""The command line: documents, exit codes, error lines, resumption."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Fucina, ask_prefect
+
+QUICK = ("--set", "epochs=1", "--set", "floor=0.2")
+
+
+def test_list(fucina: Fucina, tmp_path: Path) -> None:
+    done = fucina("list", "--json", cwd=tmp_path)
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows.keys() >= {"mlp", "lenet5"}
+    for row in rows.values():
+        assert {"name", "kind", "paper", "parameters", "data", "metric"} <= row.keys()
+    assert rows["lenet5"]["parameters"] == 61_706
+    assert rows["mlp"]["data"] == ["embedded", "full"]
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("lenet5", 61_706), ("mlp", 407_050)])
+def test_inspect(fucina: Fucina, tmp_path: Path, name: str, parameters: int) -> None:
+    done = fucina("inspect", name, "--json", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert document["parameters"] == parameters
+    for layer in document["layers"]:
+        assert {"output_shape", "parameters", "multiplications", "receptive_field"} <= layer.keys()
+    assert sum(layer["parameters"] for layer in document["layers"]) == parameters
+    table = fucina("inspect", name, cwd=tmp_path).stdout
+    assert f"{parameters:,} parameters" in table
+
+
+def test_a_run_ends_in_bundles_and_resumes(
+    fucina: Fucina, prefect_api: str, tmp_path: Path
+) -> None:
+    first = fucina("run", "mlp", "lenet5", *QUICK, "--json", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    rows = json.loads(first.stdout)
+    assert [row["name"] for row in rows] == ["mlp", "lenet5"]
+    for row in rows:
+        assert 0.2 <= row["metrics"]["accuracy"] <= 1
+        assert row["certificate"]["passed"] is True
+        assert 0 < row["certificate"]["worst_error_over_limit"] <= 1
+        assert (tmp_path / row["bundle"] / "manifest.json").is_file()
+        assert [engine["target"] for engine in row["engines"]] == ["ort-cpu-fp32"]
+    # Plain lines without a terminal, and nothing of Prefect's.
+    said = first.stderr.splitlines()
+    assert "lenet5 export 4/4 running the graph on every case" in said
+    assert all(line.split()[0] in ("mlp", "lenet5") for line in said), first.stderr
+
+    again = fucina("run", "mlp", "lenet5", *QUICK, "--json", cwd=tmp_path)
+    assert again.stderr == ""  # no stage had anything to do
+    digests = [row["digest"] for row in rows]
+    assert [row["digest"] for row in json.loads(again.stdout)] == digests
+
+    # Another setting is another run, and the one before it is kept.
+    other = fucina("run", "mlp", *QUICK, "--set", "hidden=16", "--json", cwd=tmp_path)
+    assert json.loads(other.stdout)[0]["digest"] != digests[0]
+    assert len(list((tmp_path / "runs/mlp/train").iterdir())) == 2
+
+    # The Prefect server saw the flows, their tasks, and the certificate to read.
+    runs = ask_prefect(prefect_api, "flow_runs/filter", {})
+    names = [run["name"] for run in runs if run["state_type"] == "COMPLETED"]
+    assert names.count("release mlp") >= 3
+    artifacts = ask_prefect(prefect_api, "artifacts/filter", {})
+    text = next(a["data"] for a in artifacts if a["key"] == "certificate-lenet5-ort-cpu-fp32")
+    assert text.startswith("# lenet5 on ort-cpu-fp32: passed")
+    assert "not run: task drift" in text
+
+
+def test_stage_by_stage_is_the_same_as_run(fucina: Fucina, tmp_path: Path) -> None:
+    for stage in ("train", "export", "optimize", "verify", "package"):
+        done = fucina(stage, "mlp", *QUICK, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+    assert document["certificate"]["passed"]
+    run = json.loads(fucina("run", "mlp", *QUICK, "--json", cwd=tmp_path).stdout)[0]
+    assert run["digest"] == document["digest"]
+
+    report = json.loads(fucina("report", "mlp", "--json", cwd=tmp_path).stdout)
+    page = (tmp_path / report["report"]).read_text()
+    assert "PyTorch eager" in page
+    rows = report["latency"]["rows"]
+    assert [row["batch"] for row in rows] == [1, 2, 3, 8, 63, 64]
+    assert all(row["ratio"] == row["eager_ms"] / row["engine_ms"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nobody"], "no recipe 'nobody': expected mlp, lenet5"),
+        (["run", "mlp", "--data", "none"], "has no data 'none': expected embedded or full"),
+        (["run", "mlp", "--set", "epochs=0"], "'epochs' of recipe 'mlp' is refused: got '0'"),
+        (["run", "mlp", "--target", "magic"], "target 'magic' is unknown"),
+        (["run", "mlp", "--target", "tensorrt-fp16"], "not built by this version"),
+        (["run", "mlp", "--device", "cuda:7"], "device 'cuda:7' is not here: expected cpu"),
+        (["run", "mlp", "--set", "epochs=1", "--set", "floor=1"], "misses its floor of test acc"),
+        (["run", "--kind", "telepathy"], "no recipe of kind 'telepathy': expected classification"),
+        (["export", "mlp"], "has no result of `train`.*run `fucina train mlp`"),
+        (["report", "mlp"], "holds no finished run"),
+        (["serve", "mlp"], "'mlp' has no bundle in runs; run `fucina run mlp` first"),
+        (["serve", "./nowhere"], "nowhere is not a bundle"),
+    ],
+)
+def test_our_errors_are_one_line_and_exit_1(
+    fucina: Fucina, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = fucina(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("fucina: ")
+    assert re.search(words, last)
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("fucina: ") for line in done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["fly"], ["run", "mlp", "--set", "epochs"], ["list", "--jsonn"]]
+)
+def test_usage_errors_exit_2(fucina: Fucina, tmp_path: Path, arguments: list[str]) -> None:
+    assert fucina(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_one_failed_recipe_does_not_stop_the_others(fucina: Fucina, tmp_path: Path) -> None:
+    changes = ("--set", "epochs=1", "--set", "floor=0.75")  # lenet5 needs more than one epoch
+    done = fucina("run", "lenet5", "mlp", *changes, "--set", "seed=3", "--json", cwd=tmp_path)
+    failed, passed = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert "misses its floor" in failed["error"]
+    assert passed["certificate"]["passed"]
+
+
+def test_no_network_and_no_data_is_one_line(fucina: Fucina, tmp_path: Path) -> None:
+    nothing = tmp_path / "data"
+    nothing.mkdir()
+    done = fucina("run", "mlp", "--data", "full", cwd=tmp_path, FUCINA_DATA=str(nothing))
+    assert done.returncode == 1
+    assert "is missing; put it there, or unset FUCINA_DATA" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_damaged_result_is_made_again(fucina: Fucina, tmp_path: Path) -> None:
+    before = json.loads(fucina("run", "mlp", *QUICK, "--json", cwd=tmp_path).stdout)[0]
+    (model,) = (tmp_path / "runs/mlp/export").glob("*/model.onnx")
+    model.write_bytes(model.read_bytes()[:-7])
+    done = fucina("run", "mlp", *QUICK, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)[0]["digest"] == before["digest"]
+    assert "mlp export 4/4" in done.stderr
+    assert "mlp train" not in done.stderr
+
+
+def test_the_temporary_prefect_server_ends_with_the_run(fucina: Fucina, tmp_path: Path) -> None:
+    script = (
+        "import json, os, sys; from flows.environment import prefect_server\n"
+        "with prefect_server() as ready:\n"
+        "    ready()\n"
+        "    import urllib.request\n"
+        "    address = os.environ['PREFECT_API_URL']\n"
+        "    health = urllib.request.urlopen(address + '/health').status\n"
+        "    print(json.dumps([address, health]), flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = fucina(cwd=tmp_path, code=script, PREFECT_API_URL="")
+    address, health = json.loads(done.stdout)
+    assert health == 200
+    assert done.returncode == -9
+    for _ in range(100):  # it ends by itself although its parent was killed
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=1)
+        except (urllib.error.URLError, OSError):
+            return
+        time.sleep(0.2)
+    pytest.fail("the temporary server outlived the run that started it")

@@ -1,0 +1,149 @@
+"""The repository's own rules: who may import whom, what stays out of a core and of a server."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models import errors
+from models.errors import FucinaError
+
+ROOT = Path(__file__).parent.parent
+
+# What each folder may import of ours.
+MAY_IMPORT = {
+    "models": ("models",),
+    "pipeline": ("models", "pipeline"),
+    "serving": (
+        "models.signature", "models.errors", "models.codec", "pipeline.bundle",
+        "pipeline.backends", "pipeline.values", "serving",
+    ),
+    "flows": ("models", "pipeline", "flows", "serving.launch", "serving.ask"),
+}  # fmt: skip
+# Torch ends where the graph begins.
+MAY_IMPORT_TORCH = ("models/", "pipeline/train.py", "pipeline/export.py", "flows/")
+OURS = tuple(MAY_IMPORT)
+SERVING_NEVER = ("torch", "onnx", "onnxscript", "prefect", "sklearn", "matplotlib")
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_point_one_way(folder: str) -> None:
+    assert sources(folder)
+    for path in sources(folder):
+        for name in imports(path):
+            if name.partition(".")[0] in OURS:
+                allowed = any(name == a or name.startswith(f"{a}.") for a in MAY_IMPORT[folder])
+                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_torch_stays_in_its_places() -> None:
+    for folder in OURS:
+        for path in sources(folder):
+            if any(name.partition(".")[0] == "torch" for name in imports(path)):
+                assert str(path.relative_to(ROOT)).startswith(MAY_IMPORT_TORCH), path
+
+
+def test_no_stage_knows_an_architectures_name() -> None:
+    from models.zoo import ZOO
+
+    for folder in ("pipeline", "serving", "flows"):
+        for path in sources(folder):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert node.value not in ZOO, f"{path.relative_to(ROOT)} names {node.value}"
+
+
+def test_files_stay_short_and_well_named() -> None:
+    for folder in OURS:
+        for path in sources(folder):
+            assert len(path.read_text().splitlines()) <= 400, path
+            assert path.stem not in {"utils", "helpers", "manager", "base"}, path
+
+
+def blocked(packages: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where importing any of these packages fails, as if they were not installed."""
+    guard = (
+        "import sys\n"
+        "class Guard:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {packages!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Guard())\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", guard + code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+EXTRAS = (
+    "torch", "onnx", "onnxscript", "onnxruntime", "sklearn", "bentoml", "grpc", "orjson", "PIL",
+    "prefect", "sqlalchemy", "fastapi", "matplotlib", "jinja2", "tensorrt", "starlette",
+)  # fmt: skip
+
+
+def test_the_core_imports_without_any_extra() -> None:
+    done = blocked(
+        EXTRAS,
+        "import models.signature, models.errors, models.codec, models.recipe, models.datasets\n"
+        "import pipeline.bundle, pipeline.cases, pipeline.compare, pipeline.values\n"
+        "import pipeline.verify, pipeline.optimize, pipeline.backends, flows.cli\n",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_backend_library_is_one_line() -> None:
+    done = blocked(
+        ("onnxruntime",),
+        "from pipeline.backends import backend, target\n"
+        "from models.errors import TargetUnavailable\n"
+        "try: backend(target('ort-cpu-fp32'))\n"
+        "except TargetUnavailable as error: print(error)\n",
+    )
+    assert done.stdout == (
+        "target 'ort-cpu-fp32' needs the package 'onnxruntime': got not installed; "
+        "pip install 'fucina[cpu]'\n"
+    )
+
+
+def test_serving_imports_without_what_trains_and_schedules() -> None:
+    modules = ", ".join(
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in sources("serving")
+    ).replace(".__init__", "")
+    done = blocked(SERVING_NEVER, f"import {modules}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_of_the_errors_is_the_tree_of_the_classes() -> None:
+    def picture(kind: type[Exception], indent: str = "") -> list[str]:
+        lines = []
+        children = [c for c in kind.__subclasses__() if c.__module__ == errors.__name__]
+        for index, child in enumerate(children):
+            last = index == len(children) - 1
+            lines.append(f"{indent}{'└── ' if last else '├── '}{child.__name__}")
+            lines += picture(child, indent + ("    " if last else "│   "))
+        return lines
+
+    drawn = (errors.__doc__ or "").splitlines()[2:]
+    expected = [FucinaError.__name__, *picture(FucinaError)]
+    stripped = [line[: len(name)] for line, name in zip(drawn, expected, strict=False)]
+    assert stripped == expected
+    assert len([line for line in drawn if line]) == len(expected)
