@@ -14,11 +14,12 @@ run: $(VENV)/run.installed
 	$(BIN)/fucina run mlp lenet5
 	$(BIN)/fucina serve mlp lenet5 --check --port 0 --grpc-port 0
 
+# Full data sets are tested where they lie: in FUCINA_DATA, or beside this folder.
 test: $(VENV)/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest
+	FUCINA_DATA="$${FUCINA_DATA-$(wildcard ../shared/data)}" $(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -52,24 +52,24 @@ def prefect_server() -> Iterator[Callable[[], None]]:
         with _environment("PREFECT_API_URL", standing):
             yield lambda: None
         return
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-        log = tempfile.TemporaryFile()
-        # The child ends when its standard input closes, and that is when this process ends: not
-        # before, because Prefect still sends logs and events while the interpreter shuts down.
-        child = subprocess.Popen(
-            [sys.executable, "-m", "flows.temporary_server", str(listener.fileno())],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=[listener.fileno()],
-        )
-    with _environment("PREFECT_API_URL", address):
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    with tempfile.TemporaryFile() as log:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            # The child ends when its standard input closes, and that is when this process ends: not
+            # before, because Prefect sends logs and events while the interpreter shuts down.
+            child = subprocess.Popen(
+                [sys.executable, "-m", "flows.temporary_server", str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+            )
+        with _environment("PREFECT_API_URL", address):
+            from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-        # Nobody is left to read heartbeats of a server that ends with its run.
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield lambda: _wait(child, address, log)
+            # Nobody is left to read heartbeats of a server that ends with its run.
+            with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                yield lambda: _wait(child, address, log)
 
 
 def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:

@@ -43,7 +43,7 @@ def measure(recipe: Recipe, trained: TrainedModel, bundle: Bundle) -> dict[str, 
         torch.set_num_threads(before)
     rows.sort(key=lambda row: (row["target"], row["batch"]))
     return {
-        "machine": _machine(),
+        "machine": machine(),
         "threads": threads,
         "rows": rows,
         "note": f"median of {_ROUNDS} alternating rounds; torch {torch.__version__} eager, "
@@ -89,7 +89,7 @@ def _call(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> object:
     return module(**tensors)
 
 
-def _machine() -> str:
+def machine() -> str:
     """The processor's name, and how many of it this process may see."""
     names = [platform.processor() or platform.machine()]
     cpuinfo = Path("/proc/cpuinfo")

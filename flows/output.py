@@ -172,7 +172,7 @@ def print_released(rows: list[dict[str, Any]]) -> None:
         ratio = row["certificate"]["worst_error_over_limit"]
         table.add_row(
             row["name"], row["data"], f"{row['metric']} {row['metrics'][row['metric']]:.4f}",
-            f"[green]passed[/], worst error {ratio:.2f} of its limit", f"{row['seconds']:.1f}",
+            f"[green]passed[/], {ratio:.2f} of limit", f"{row['seconds']:.1f}",
             row["bundle"],
         )  # fmt: skip
     Console().print(table)

@@ -36,7 +36,7 @@ class Training(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One architecture and its task.
 
@@ -60,7 +60,7 @@ class Recipe:
     title: str
     paper: str
     network: Callable[..., nn.Module]
-    served: Callable[..., nn.Module]
+    served: Callable[..., nn.Module] = lambda network: network
     signature: Callable[..., Signature]
     data: Mapping[str, Callable[..., Dataset]]
     loss: Callable[[Tensors, Tensors], Tensor]

@@ -39,11 +39,16 @@ BENTOFILE = "bentofile.yaml"
 
 # So that `bentoml build BUNDLE` works: the bundle is the data, this distribution the code.
 _BENTOFILE = """\
-service: "serving.classification:Classification"
-include: ["*"]
+service: "{service}"
+name: "{name}"
+description: "file: ./card.md"
+include: ["**"]
 python:
   packages: ["fucina[cpu,serve]=={version}"]
+  lock_packages: false
 """
+# By kind, the service that serves it. Text: nothing here imports `serving`.
+_SERVICES = {"classification": "serving.classification:Classification"}
 
 
 def package(
@@ -75,7 +80,9 @@ def package(
     check_files(trained.folder, trained.files)
     shutil.copy2(trained.folder / CODEC, out / CODEC)
     version = metadata.version("fucina")
-    write_bytes(out / BENTOFILE, _BENTOFILE.format(version=version).encode())
+    if service := _SERVICES.get(recipe.kind):
+        text = _BENTOFILE.format(service=service, name=recipe.name, version=version)
+        write_bytes(out / BENTOFILE, text.encode())
     write_card(recipe, trained, [c for _, c in engines], out / CARD)
     progress(1, 2, "writing the report")
     write_report(recipe, trained, model, [c for _, c in engines], out / REPORT)

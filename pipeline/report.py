@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def write_report(
         metrics=metrics,
         headline=next((m for m in metrics if m.name == recipe.metric), None),
         curves=_curves(history, recipe.metric, trained.best_epoch),
-        norms=_gradient_norms(history),
+        norms=_gradient_norms(history, trained.layers),
         classes=classes,
         counts=counts,
         scores=_scores(classes, counts) if classes and counts is not None else [],
@@ -158,10 +157,10 @@ def _curves(history: list[dict[str, Any]], metric: str, best: int) -> list[Marku
     return drawn
 
 
-def _gradient_norms(history: list[dict[str, Any]]) -> Markup | None:
+def _gradient_norms(history: list[dict[str, Any]], names: Sequence[str]) -> Markup | None:
     """Each layer's gradient norm, over its weight and bias together, on a logarithmic axis."""
     layers: dict[str, np.ndarray] = {}
-    for name in sorted(history[0]["gradient_norms"], key=_natural):
+    for name in (name for name in names if name in history[0]["gradient_norms"]):
         layer = name.rpartition(".")[0] or name
         norms = np.array([entry["gradient_norms"][name] for entry in history])
         layers[layer] = np.hypot(layers.get(layer, 0.0), norms)
@@ -189,11 +188,6 @@ def _common_prefix(names: Iterable[str]) -> str:
             break
         shared.append(level[0] + ".")
     return "".join(shared)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sorting key under which layer10 comes after layer2."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _confusion(evaluation: Mapping[str, Any]) -> np.ndarray:

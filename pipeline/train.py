@@ -101,6 +101,7 @@ def train(
             "digest": dataset.digest,
         },
         parameters=sum(p.numel() for p in module.parameters()),
+        layers=tuple(name for name, _ in module.named_parameters()),
         metrics=metrics,
         floor=floor,
         best_epoch=best_epoch,

@@ -34,7 +34,8 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 class TrainedModel(BaseModel):
     """`train`'s result: weights, codec, and what happened in training and on the test split.
 
-    `data` has the data set's name, source, licence and digest. history.json is a list of epochs:
+    `data` has the data set's name, source, licence and digest; `layers` are the names of the
+    parameter tensors from input to output. history.json is a list of epochs:
     epoch, loss, gradient_norms by parameter, validation (loss and metrics). evaluation.json has the
     test split's metrics and rows and, of a classifier, classes, actual and predicted labels with
     confidences, and the rows whose inputs gallery.safetensors holds.
@@ -47,6 +48,7 @@ class TrainedModel(BaseModel):
     settings: dict[str, Any]
     data: dict[str, str]
     parameters: int
+    layers: tuple[str, ...]
     metrics: dict[str, float]
     floor: float
     best_epoch: int

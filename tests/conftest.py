@@ -10,6 +10,7 @@ import pytest
 
 from flows import stages
 from flows.stages import Job
+from models.zoo import ZOO
 from pipeline.bundle import Bundle
 from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
 
@@ -43,13 +44,19 @@ def make_release(reference: str, out: Path, **changes: object) -> Release:
 
 
 @pytest.fixture(scope="session")
-def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return make_release("lenet5", tmp_path_factory.mktemp("lenet5"))
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Release]:
+    """Every recipe of the zoo, released with tiny settings."""
+    return {name: make_release(name, tmp_path_factory.mktemp(name)) for name in ZOO}
 
 
 @pytest.fixture(scope="session")
-def mlp(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return make_release("mlp", tmp_path_factory.mktemp("mlp"))
+def lenet5(releases: dict[str, Release]) -> Release:
+    return releases["lenet5"]
+
+
+@pytest.fixture(scope="session")
+def mlp(releases: dict[str, Release]) -> Release:
+    return releases["mlp"]
 
 
 @pytest.fixture(scope="session")

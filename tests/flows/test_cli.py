@@ -130,8 +130,12 @@ def test_usage_errors_exit_2(fucina: Fucina, tmp_path: Path, arguments: list[str
 
 
 def test_one_failed_recipe_does_not_stop_the_others(fucina: Fucina, tmp_path: Path) -> None:
-    changes = ("--set", "epochs=1", "--set", "floor=0.75")  # lenet5 needs more than one epoch
-    done = fucina("run", "lenet5", "mlp", *changes, "--set", "seed=3", "--json", cwd=tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from models.mlp import MLP_784_512_10\n"
+        "PROUD = replace(MLP_784_512_10, name='proud', floor={'embedded': 1.0})\n"
+    )
+    done = fucina("run", "mine:PROUD", "mlp", "--set", "epochs=8", "--json", cwd=tmp_path)
     failed, passed = json.loads(done.stdout)
     assert done.returncode == 1
     assert "misses its floor" in failed["error"]

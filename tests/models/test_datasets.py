@@ -22,7 +22,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
@@ -58,7 +58,9 @@ def test_a_file_is_downloaded_once_and_checked_after_decompression(
     assert fetch(file) == CONTENT
 
 
-def test_a_wrong_download_is_refused_and_not_kept(cache: Path, address: str, tmp_path: Path) -> None:
+def test_a_wrong_download_is_refused_and_not_kept(
+    cache: Path, address: str, tmp_path: Path
+) -> None:
     (tmp_path / "site" / "file").write_bytes(CONTENT + b"!")
     with pytest.raises(DataCorrupt, match="is not the published file"):
         fetch(RemoteFile("file", f"{address}/file", SHA256))
@@ -73,7 +75,9 @@ def test_a_truncated_gzip_is_refused(cache: Path, address: str, tmp_path: Path) 
 
 def test_no_network_is_one_line_that_says_what_to_do(cache: Path) -> None:
     file = RemoteFile("set/file", "http://127.0.0.1:1/file", SHA256)
-    with pytest.raises(DataUnavailable, match=r"not reachable: got .*; connect, or set FUCINA_DATA"):
+    with pytest.raises(
+        DataUnavailable, match=r"not reachable: got .*; connect, or set FUCINA_DATA"
+    ):
         fetch(file)
 
 
@@ -82,7 +86,9 @@ def test_the_given_folder_is_used_and_never_written(
 ) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     file = RemoteFile("file", "http://127.0.0.1:1/file", SHA256)
-    with pytest.raises(DataUnavailable, match="file is missing; put it there, or unset FUCINA_DATA"):
+    with pytest.raises(
+        DataUnavailable, match="file is missing; put it there, or unset FUCINA_DATA"
+    ):
         fetch(file)
     (tmp_path / "file").write_bytes(CONTENT)
     assert fetch(file) == CONTENT
@@ -113,7 +119,11 @@ def test_splits_are_disjoint_and_complete() -> None:
 @pytest.mark.usefixtures("full_data")
 def test_mnist_has_its_published_rows() -> None:
     dataset = mnist()
-    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [55000, 5000, 10000]
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [
+        55000,
+        5000,
+        10000,
+    ]
     labels = np.concatenate([dataset.train.targets["label"], dataset.validation.targets["label"]])
     # Published counts of the ten digits in the 60,000 training rows.
     assert np.bincount(labels).tolist() == [

@@ -35,7 +35,9 @@ def manifest(folder: Path) -> dict[str, object]:
 
 
 def test_a_bundle_holds_what_the_design_lists(lenet5: Release) -> None:
-    names = {p.relative_to(lenet5.bundle.folder).as_posix() for p in lenet5.bundle.folder.rglob("*")}
+    names = {
+        p.relative_to(lenet5.bundle.folder).as_posix() for p in lenet5.bundle.folder.rglob("*")
+    }
     assert names >= {
         "manifest.json", "model.onnx", f"{ENGINE}/engine.onnx", f"{ENGINE}/certificate.json",
         "cases/cases.safetensors", "codec.json", "card.md", "report.html",

@@ -79,6 +79,7 @@ def make_trained(
         settings={"epochs": epochs, "learning_rate": 0.001},
         data={"name": "toy", "source": "drawn here", "licence": "CC0", "digest": "d" * 64},
         parameters=1234,
+        layers=("network.a.weight", "network.b.bias"),
         metrics={"accuracy": 4 / 6, "log_loss": 0.5},
         floor=0.5,
         best_epoch=epochs,

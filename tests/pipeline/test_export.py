@@ -48,8 +48,8 @@ def attempt(
     torch.manual_seed(0)
     save_file(recipe.build().state_dict(), folder / WEIGHTS)
     trained = TrainedModel(
-        folder=folder, recipe="probe", settings={}, data={}, parameters=0, metrics={}, floor=0,
-        best_epoch=1, first_layer=None, libraries={}, files={},
+        folder=folder, recipe="probe", settings={}, data={}, parameters=0, layers=(), metrics={},
+        floor=0, best_epoch=1, first_layer=None, libraries={}, files={},
     )  # fmt: skip
     random = np.random.default_rng(0)
     rows = Split({"x": random.normal(size=(20, 12, WIDTH)).astype(np.float32)}, {})

@@ -97,8 +97,8 @@ def baked_batch(graph: onnx.ModelProto) -> None:
     """Every reshape is frozen to a batch of 2, which a check at batch 2 would pass."""
     reshapes = [node for node in graph.graph.node if node.op_type in ("Reshape", "Flatten")]
     assert reshapes
+    size = weight(graph).dims[1]  # the dense layer that the reshape feeds: [out, in]
     for node in reshapes:
-        size = 784 if "mlp" in graph.graph.name else 400
         shape = numpy_helper.from_array(np.array([2, size]), f"{node.name}_frozen")
         graph.graph.initializer.append(shape)
         node.op_type = "Reshape"

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from test_card import (
+
+from models.signature import Signature, TensorSpec
+from pipeline import plots
+from pipeline.artifacts import write_json
+from pipeline.report import write_report
+from tests.pipeline.test_card import (
     ACTUAL,
     BATCH,
     PICTURES,
@@ -23,11 +28,6 @@ from test_card import (
     make_recipe,
     make_trained,
 )
-
-from models.signature import Signature, TensorSpec
-from pipeline import plots
-from pipeline.artifacts import write_json
-from pipeline.report import write_report
 
 VECTORS = Signature(
     (TensorSpec("left", "float32", (BATCH, 3)), TensorSpec("right", "float32", (BATCH, 2))),
@@ -332,10 +332,11 @@ def test_hostile_names_stay_text(tmp_path) -> None:
 
 
 def test_layers_of_ten_and_more_are_drawn_in_their_order(tmp_path) -> None:
-    trained = make_trained(tmp_path)
+    names = tuple(f"network.l{n}.weight" for n in range(12))
+    trained = make_trained(tmp_path).model_copy(update={"layers": names})
     history = json.loads((tmp_path / "history.json").read_bytes())
     for entry in history:
-        entry["gradient_norms"] = {f"network.l{n}.weight": 0.1 + n for n in range(12)}
+        entry["gradient_norms"] = {name: 0.1 + n for n, name in enumerate(names)}
     write_json(tmp_path / "history.json", history)
     drawn = re.findall(r">(l\d+)</text>", render(tmp_path, trained=trained))
     assert len(drawn) == 8

@@ -1,3 +1,5 @@
+"""The batcher: answers equal direct calls, whatever arrives together, fails or is cancelled."""
+
 from __future__ import annotations
 
 import asyncio

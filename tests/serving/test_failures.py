@@ -1,3 +1,5 @@
+"""The table of failures is total over what a client can be answered."""
+
 from __future__ import annotations
 
 import logging

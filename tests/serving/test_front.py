@@ -1,3 +1,5 @@
+"""What stands before BentoML: bodies are bounded and decompressed, timers do not pile up."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Uploaded pictures become the arrays a model takes, or a refusal before they are decoded."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""The private descriptors are field by field those of the stock client."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Starting and ending a server: ports, hosts, processes and what is said when it fails."""
+
 from __future__ import annotations
 
 import os

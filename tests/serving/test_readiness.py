@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DIGITS, TARGET, write_manifest
 from starlette.testclient import TestClient
 
 from models.errors import BundleError, NotReady, ServingFailed, TamperedFile
@@ -20,6 +19,7 @@ from serving.classification import Classification
 from serving.launch import serve
 from serving.predictor import LOADING, open_bundles, open_session
 from serving.runtime import free_port
+from tests.serving.conftest import DIGITS, TARGET, write_manifest
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from conftest import CLASSES
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
@@ -27,6 +26,7 @@ from serving.classification import PredictResponse
 from serving.images import read_image
 from serving.inference_proto import HEALTH_MESSAGES
 from serving.launch import Server
+from tests.serving.conftest import CLASSES
 
 GREY = ImageInput(name="image", height=28, width=28)
 INFER = "/v2/models/digits/infer"

@@ -1,3 +1,5 @@
+"""Laws of the tensor codec: round trips, and refusals that name the input."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,0 +1,74 @@
+"""The contract of every recipe of the zoo: what it declares is there, and it goes the whole way."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from models.datasets import Dataset
+from models.signature import Signature
+from models.zoo import ZOO
+from pipeline.compare import worst_ratio
+from serving.launch import SERVICES
+from tests.conftest import Release
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_recipe_declares_itself(name: str) -> None:
+    recipe = ZOO[name]
+    assert recipe.name == name
+    assert re.fullmatch(r"[a-z0-9-]+", name)
+    assert recipe.kind in SERVICES
+    assert re.search(r"\b(19|20)\d\d\b", recipe.paper), "a paper has a year"
+    assert set(recipe.data) >= {"embedded"}
+    assert set(recipe.data) == set(recipe.floor) == set(recipe.training)
+    assert set(recipe.override({}).all_settings("embedded")) >= {"epochs", "seed"}
+    assert isinstance(recipe.make_signature(), Signature)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_embedded_data_is_whole_and_the_same_every_time(name: str) -> None:
+    recipe = ZOO[name]
+    dataset: Dataset = recipe.load("embedded")
+    assert dataset.digest == recipe.load("embedded").digest
+    assert dataset.licence
+    assert dataset.source
+    signature = recipe.make_signature()
+    seen: set[bytes] = set()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for spec in signature.inputs:
+            array = split.inputs[spec.name]
+            assert array.dtype.name == spec.dtype
+            assert spec.low is None or array.min() >= spec.low
+            assert spec.high is None or array.max() <= spec.high
+        first = signature.inputs[0].name
+        rows = {np.ascontiguousarray(row).tobytes() for row in split.inputs[first]}
+        assert not rows & seen, "a row stands in two splits"
+        seen |= rows
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_initial_weights_follow_the_seed(name: str) -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return [p.detach() for p in ZOO[name].build().parameters()]
+
+    assert all(map(torch.equal, weights(1), weights(1)))
+    assert not all(map(torch.equal, weights(1), weights(2)))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_recipe_goes_the_whole_way(name: str, releases: dict[str, Release]) -> None:
+    release = releases[name]
+    assert release.certificate
+    assert release.bundle.manifest.name == name
+    assert release.bundle.codec == release.job.recipe.codec(release.job.dataset)
+    findings = release.bundle.replay(release.bundle.open_engine())
+    assert 0 < worst_ratio(findings) <= 1
+    corners = release.model.signature.corners()
+    swept = [f.sizes for f in release.certificate.findings if f.check == "samples"]
+    assert all(corner in swept for corner in corners)
