@@ -145,7 +145,11 @@ def run(
         done = " ".join(row["name"] for row in rows if "error" not in row)
         where = "" if out == Path("runs") else f" --out {out}"
         if done:
-            print(f"\nnext: fucina serve {done}{where}, or fucina report {done.split()[0]}{where}")
+            fucina = output.program()
+            print(
+                f"\nnext: {fucina} serve {done}{where}\n"
+                f"      {fucina} report {done.split()[0]}{where}"
+            )
     if any("error" in row for row in rows):
         sys.exit(1)
 

@@ -55,10 +55,11 @@ def prefect_server() -> Iterator[Callable[[], None]]:
     with tempfile.TemporaryFile() as log:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-            # The child ends when its standard input closes, and that is when this process ends: not
-            # before, because Prefect sends logs and events while the interpreter shuts down.
+            # The child ends when this process does: not before, because Prefect sends logs and
+            # events while the interpreter shuts down.
+            server = ["flows.temporary_server", str(listener.fileno())]
             child = subprocess.Popen(
-                [sys.executable, "-m", "flows.temporary_server", str(listener.fileno())],
+                [sys.executable, "-m", "pipeline.attached", *server],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -15,6 +18,11 @@ from models.recipe import Recipe
 from pipeline.bundle import Bundle
 from pipeline.compare import worst_ratio
 from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
+
+
+def program() -> str:
+    """What to type to run this program again: `fucina` where it is on the path, else its file."""
+    return "fucina" if shutil.which("fucina") else os.path.relpath(sys.argv[0])
 
 
 def print_json(document: object) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.output import print_json
+from flows.output import print_json, program
 from models.errors import ServingFailed
 from pipeline.bundle import Bundle, open_bundle
 from pipeline.compare import worst_ratio
@@ -50,7 +50,11 @@ def serve(
         else:
             print(f"serving {names}: REST at {server.http}, gRPC at {server.grpc}; Ctrl-C ends it")
         sys.stdout.flush()
-        code = server.wait()
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            print("\nending the server", file=sys.stderr)
+            return
         raise ServingFailed("the server ended by itself", got=f"exit code {code}")
 
 
@@ -99,7 +103,7 @@ def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:
         )
         print(f"  {row['request']} a recorded row of the test split -> {_said(row['answer'])}")
     names = " ".join(row["name"] for row in rows)
-    print(f"\nthe server has ended; next: fucina serve {names}")
+    print(f"\nthe server has ended; to keep it: {program()} serve {names}")
 
 
 def _said(answer: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ from pipeline.values import (
     OnnxModel,
     TrainedModel,
 )
-from pipeline.versions import libraries, source_digest
+from pipeline.versions import folder_digest, libraries, source_digest
 
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -238,11 +238,12 @@ def package(
     key = _key(
         "package",
         source=source_digest("pipeline.package", *job.modules),
+        templates=folder_digest("pipeline", "templates"),
         trained=trained.digest,
         model=model.digest,
         engines=[engine.digest for engine, _ in engines],
         certificates=[certificate.digest for _, certificate in engines],
-        libraries=libraries("fucina", "matplotlib"),
+        libraries=libraries("fucina", "matplotlib", "jinja2"),
     )
     final = job.folder / "package" / key
     try:

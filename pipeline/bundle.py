@@ -18,6 +18,7 @@ from models.errors import (
     NotABundle,
     TargetUnavailable,
 )
+from models.recipe import Kind
 from models.signature import Signature
 from pipeline.artifacts import check_files, digest_bytes, load
 from pipeline.backends import DEFAULT_TARGET, Session, backend, target
@@ -31,7 +32,6 @@ from pipeline.values import (
     Certificate,
     Engine,
     Finding,
-    Kind,
 )
 
 Value = TypeVar("Value", bound=BaseModel)

@@ -7,14 +7,12 @@ that of the JSON, so a bundle can be walked back to weights, data and seed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.signature import Signature
 from pipeline.artifacts import as_json, digest_json
-
-Kind = Literal["classification", "segmentation", "sequence", "generative", "detection", "control"]
 
 # File names, the same in a stage's folder and in a bundle.
 WEIGHTS = "weights.safetensors"

@@ -39,6 +39,16 @@ def source_digest(*modules: str) -> str:
     return total.hexdigest()
 
 
+def folder_digest(package: str, name: str) -> str:
+    """sha256 over the files of a folder that lies inside a package."""
+    total = hashlib.sha256()
+    spec = importlib.util.find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted((Path(place) / name).iterdir()):
+            total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
 @cache
 def _source(module: str) -> Path | None:
     try:

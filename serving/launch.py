@@ -80,13 +80,15 @@ def serve(
             "PROMETHEUS_MULTIPROC_DIR": str(Path(scratch) / "metrics"),
             "BENTOML_DO_NOT_TRACK": "True",
         }
-        command = [sys.executable, "-m", "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
+        # Attached: a server does not outlive the process that started it, however that ends.
+        attached = [sys.executable, "-m", "pipeline.attached"]
+        command = [*attached, "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
         process = subprocess.Popen(
             [*command, "--host", host, "--port", str(port), "--quiet"],
             # The service is imported from here: no folder of the caller's can stand before it.
             cwd=Path(__file__).parents[1],
             env=os.environ | settings,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -170,6 +172,8 @@ def end(process: subprocess.Popen[str]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if process.stdin:
+            process.stdin.close()
 
 
 @contextmanager

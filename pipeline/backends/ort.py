@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ _OPTIONS: dict[str, Any] = {
     "inter_op_threads": 1,
 }
 _FILE = "engine.onnx"
+
+# Nodes that the session adds by itself are numbered in an order that differs from run to run.
+_NUMBERED = re.compile(r"_token_\d+$")
 
 # ONNX Runtime's words for what every backend reports in the same terms.
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
@@ -81,7 +85,7 @@ def effective(
             dtypes: set[str] = {d for output in facts.get("output_type_shape", []) for d in output}
             nodes.append(
                 {
-                    "name": event["name"].removesuffix("_kernel_time"),
+                    "name": _NUMBERED.sub("", event["name"].removesuffix("_kernel_time")),
                     "operator": facts.get("op_name", ""),
                     "device": _DEVICES.get(facts.get("provider", ""), facts.get("provider", "")),
                     "precision": "+".join(sorted(_PRECISIONS.get(d) or d for d in dtypes)),

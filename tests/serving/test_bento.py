@@ -12,19 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bundle import open_bundle
 from serving.ask import ask
 from serving.launch import end
 from serving.runtime import free_port
+from tests.conftest import Release
 
-BENTOFILE = """\
-service: "serving.classification:Classification"
-name: "digits"
-include: ["**"]
-python:
-  packages: ["fucina[cpu,serve]==0.1.0"]
-  lock_packages: false
-"""
 BENTOML = [sys.executable, "-m", "bentoml"]
 
 
@@ -37,9 +29,10 @@ def environment(
 
 
 @pytest.fixture(scope="module")
-def tag(digits: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    bundle = shutil.copytree(digits, tmp_path_factory.mktemp("bento") / "digits")
-    (bundle / "bentofile.yaml").write_text(BENTOFILE)
+def tag(
+    lenet5: Release, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    bundle = shutil.copytree(lenet5.bundle.folder, tmp_path_factory.mktemp("bento") / "lenet5")
     built = subprocess.run(
         [*BENTOML, "build", str(bundle), "--output", "tag"],
         env=environment, cwd=bundle.parent, capture_output=True, text=True, check=False,
@@ -49,7 +42,7 @@ def tag(digits: Path, environment: dict[str, str], tmp_path_factory: pytest.Temp
 
 
 def test_a_built_bento_serves_what_its_bundle_serves(
-    tag: str, environment: dict[str, str], digits: Path, tmp_path: Path, forbidden_imports: Path
+    tag: str, environment: dict[str, str], lenet5: Release, tmp_path: Path, forbidden_imports: Path
 ) -> None:
     port, grpc_port = free_port("127.0.0.1"), free_port("127.0.0.1")
     process = subprocess.Popen(
@@ -67,10 +60,10 @@ def test_a_built_bento_serves_what_its_bundle_serves(
                 break
             except OSError:
                 time.sleep(0.05)
-        for findings in ask(address, f"127.0.0.1:{grpc_port}", open_bundle(digits)).values():
+        for findings in ask(address, f"127.0.0.1:{grpc_port}", lenet5.bundle).values():
             assert findings
             assert all(finding.passed for finding in findings)
     finally:
         end(process)
-    assert tag.startswith("digits:")
+    assert tag.startswith("lenet5:")
     assert not forbidden_imports.exists(), forbidden_imports.read_text()
