@@ -36,6 +36,13 @@ def main() -> None:
     except FucinaError as error:
         print(f"fucina: {error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        print(
+            f"fucina: this command needs the package {error.name!r}: got not installed; "
+            "pip install 'fucina[all]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -51,29 +51,32 @@ _downloads = {
 
 @task(name="train", task_run_name="train {reference}", cache_policy=NO_CACHE, **_downloads)
 def train(reference: str, plan: Plan) -> Record:
-    return _record(stages.train(_job(reference, plan), _progress(reference, "train")))
+    job = _job(reference, plan)
+    return _record(stages.train(job, _progress(job, "train")))
 
 
 @task(name="export", task_run_name="export {reference}", cache_policy=NO_CACHE, **_downloads)
 def export(reference: str, plan: Plan, trained: Record) -> Record:
+    job = _job(reference, plan)
     source = load(TrainedModel, Path(trained["path"]), TRAINED_VALUE)
-    return _record(stages.export(_job(reference, plan), source, _progress(reference, "export")))
+    return _record(stages.export(job, source, _progress(job, "export")))
 
 
 @task(name="optimize", task_run_name="optimize {reference} {target}", cache_policy=NO_CACHE)
 def optimize(reference: str, plan: Plan, model: Record, target: str) -> Record:
+    job = _job(reference, plan)
     source = load(OnnxModel, Path(model["path"]), MODEL_VALUE)
-    progress = _progress(reference, "optimize")
-    return _record(stages.optimize(_job(reference, plan), source, target, progress))
+    return _record(stages.optimize(job, source, target, _progress(job, "optimize")))
 
 
 @task(name="verify", task_run_name="verify {reference} {target}", cache_policy=NO_CACHE)
 def verify(reference: str, plan: Plan, model: Record, engine: Record, target: str) -> Record:
+    job = _job(reference, plan)
     certificate = stages.verify(
-        _job(reference, plan),
+        job,
         load(Engine, Path(engine["path"]), ENGINE_VALUE),
         load(OnnxModel, Path(model["path"]), MODEL_VALUE),
-        _progress(reference, "verify"),
+        _progress(job, "verify"),
     )
     create_markdown_artifact(
         markdown=certificate_markdown(certificate),
@@ -100,12 +103,13 @@ def package(
         )
         for engine, certificate in zip(engines, certificates, strict=True)
     ]
+    job = _job(reference, plan)
     bundle = stages.package(
-        _job(reference, plan),
+        job,
         load(TrainedModel, Path(trained["path"]), TRAINED_VALUE),
         load(OnnxModel, Path(model["path"]), MODEL_VALUE),
         pairs,
-        _progress(reference, "package"),
+        _progress(job, "package"),
     )
     return {"path": str(bundle.folder), "sha256": bundle.digest}
 
@@ -170,9 +174,9 @@ def _record(value: TrainedModel | OnnxModel | Engine | Certificate) -> Record:
     return {"path": str(value.folder), "sha256": value.digest}
 
 
-def _progress(reference: str, stage: str) -> Progress:
+def _progress(job: Job, stage: str) -> Progress:
     """Tell the person at the terminal, and the run's log in the Prefect UI."""
-    shown = listener.get()(reference, stage)
+    shown = listener.get()(job.recipe.name, stage)
     logger = get_run_logger()
 
     def progress(done: int, total: int, text: str) -> None:

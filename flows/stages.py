@@ -246,10 +246,12 @@ def package(
         libraries=libraries("fucina", "matplotlib", "jinja2"),
     )
     final = job.folder / "package" / key
+    there = final.exists()
     try:
         bundle = open_bundle(final)
     except BundleError:
-        _discard(final)
+        if there:
+            shutil.rmtree(final)
         with new_folder(final) as out:
             stage(job.recipe, trained, model, engines, out, progress=progress)
         bundle = open_bundle(final)
@@ -308,6 +310,7 @@ def _resume(
     only_resume: bool,
 ) -> Value:
     final = job.folder / stage / key
+    there = final.exists()
     try:
         value = load(kind, final, name)
         check_files(final, getattr(value, "files", {}))
@@ -318,13 +321,8 @@ def _resume(
                 f"{job.recipe.name} has no result of `{stage}` for these settings in {job.out}",
                 fix=f"run `fucina {stage} {job.reference}` with the same settings first",
             ) from None
-    _discard(final)
+    if there:
+        shutil.rmtree(final)  # not whole: made again
     with new_folder(final) as out:
         make(out)
     return load(kind, final, name)
-
-
-def _discard(folder: Path) -> None:
-    """Remove a result that is not whole, so that it is made again."""
-    if folder.exists():
-        shutil.rmtree(folder)

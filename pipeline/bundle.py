@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -138,8 +137,7 @@ def open_bundle(folder: Path) -> Bundle:
         for file, digest in value.files.items():
             if manifest.files.get(f"{ENGINES}/{name}/{file}") != digest:
                 raise NotABundle(f"{folder}: {name}/{file} is not in the manifest")
-    codec = _parse(Codec, json.loads((folder / CODEC).read_bytes()), folder / CODEC)
-    return Bundle(folder, manifest, codec)
+    return Bundle(folder, manifest, _parse(Codec, folder / CODEC))
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -154,7 +152,7 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from error
     except (OSError, ValueError) as error:
         raise NotABundle(f"{path} is not JSON", got=type(error).__name__) from error
-    version = data.get("schema_version") if isinstance(data, Mapping) else None
+    version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         raise NewerSchema(
             f"{folder} was written by a newer Fucina",
@@ -162,12 +160,12 @@ def _read_manifest(folder: Path) -> Manifest:
             expected=f"{SCHEMA} or older",
             fix="upgrade fucina",
         )
-    return _parse(Manifest, data, path)
+    return _parse(Manifest, path)
 
 
-def _parse(kind: type[Value], data: object, path: Path) -> Value:
+def _parse(kind: type[Value], path: Path) -> Value:
     try:
-        return kind.model_validate(data)
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

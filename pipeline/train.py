@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.codec import Codec
-from models.datasets import Dataset, Split
+from models.datasets import Dataset
 from models.errors import FloorMissed, TrainingFailed
 from models.recipe import Recipe, Training
 from models.signature import Arrays
@@ -67,14 +68,15 @@ def train(
         module = recipe.build()
         module.to(device)
         train_rows, validation_rows = (
-            _tensors(split, device) for split in (dataset.train, dataset.validation)
+            (_tensors(split.inputs, device), _tensors(split.targets, device))
+            for split in (dataset.train, dataset.validation)
         )
         recipe.prepare(module, train_rows[0])
         best, history = _fit(
             recipe, settings, module, train_rows, validation_rows, checkpoint, progress
         )
         module.load_state_dict(best)
-    outputs = predict(module, dataset.test, device)
+    outputs = _arrays(predict(module, _tensors(dataset.test.inputs, device)))
     metrics = recipe.evaluate(outputs, dataset.test.targets)
     best_epoch = _best_epoch(recipe, history)
     floor = recipe.floor[data]
@@ -123,15 +125,15 @@ def load_module(recipe: Recipe, trained: TrainedModel) -> nn.Module:
 
 
 @torch.inference_mode()
-def predict(module: nn.Module, split: Split, device: str) -> Arrays:
-    """The module's named outputs over every row of a split, in evaluation mode."""
+def predict(module: nn.Module, inputs: Tensors) -> Tensors:
+    """The module's named outputs over all rows, in evaluation mode."""
     module.eval()
-    inputs, _ = _tensors(split, device)
+    count = len(next(iter(inputs.values())))
     parts = []
-    for start in range(0, len(split), _EVALUATION_ROWS):
+    for start in range(0, count, _EVALUATION_ROWS):
         rows = {name: tensor[start : start + _EVALUATION_ROWS] for name, tensor in inputs.items()}
         parts.append(module(**rows))
-    return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _fit(
@@ -210,15 +212,9 @@ def _train_epoch(
 def _evaluate(
     recipe: Recipe, module: nn.Module, inputs: Tensors, targets: Tensors
 ) -> dict[str, float]:
-    arrays = Split(
-        {name: t.cpu().numpy() for name, t in inputs.items()},
-        {name: t.cpu().numpy() for name, t in targets.items()},
-    )
-    device = str(next(iter(inputs.values())).device)
-    outputs = predict(module, arrays, device)
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in outputs.items()}
-    loss = float(recipe.loss(tensors, targets))
-    return {"loss": loss} | recipe.evaluate(outputs, arrays.targets)
+    outputs = predict(module, inputs)
+    loss = float(recipe.loss(outputs, targets))
+    return {"loss": loss} | recipe.evaluate(_arrays(outputs), _arrays(targets))
 
 
 def _best_epoch(recipe: Recipe, history: Epochs) -> int:
@@ -280,16 +276,19 @@ def _learning_rate(settings: Training, done: float) -> float:
             return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
-def _tensors(split: Split, device: str) -> tuple[Tensors, Tensors]:
-    return (
-        {name: torch.from_numpy(array).to(device) for name, array in split.inputs.items()},
-        {name: torch.from_numpy(array).to(device) for name, array in split.targets.items()},
-    )
+def _tensors(arrays: Arrays, device: str) -> Tensors:
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def _arrays(tensors: Tensors) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 @contextmanager
 def _deterministic(seed: int, device: str) -> Iterator[None]:
     """Seeded generators and deterministic kernels, both put back afterwards."""
+    # cuBLAS is deterministic only with a workspace of its own, and refuses to run without.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     devices = [torch.cuda.current_device()] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):

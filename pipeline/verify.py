@@ -12,7 +12,7 @@ from pipeline.artifacts import check_files, save
 from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
 from pipeline.cases import CASES_FILE, EDGE, HELD_OUT, Case, read_cases
-from pipeline.compare import CEILING, MULTIPLE, SMALLEST, derive_limits, replay
+from pipeline.compare import CEILING, MULTIPLE, SMALLEST, Run, derive_limits, replay
 from pipeline.invariance import invariances
 from pipeline.progress import Progress, silent
 from pipeline.values import CERTIFICATE_VALUE, Certificate, Engine, Finding, OnnxModel
@@ -49,7 +49,7 @@ def verify(
             fix="export it again",
         )
 
-    def reopen():
+    def reopen() -> Run:
         return tools.open(engine.folder, engine.files, engine.options).run
 
     run = reopen()

@@ -124,6 +124,20 @@ def test_a_missing_backend_library_is_one_line() -> None:
     )
 
 
+@pytest.mark.parametrize("package", ["torch", "prefect", "bentoml"])
+def test_a_command_that_lacks_its_extra_says_so_in_one_line(package: str) -> None:
+    command = {"torch": "list", "prefect": "run mlp", "bentoml": "serve README.md/x"}[package]
+    done = blocked(
+        (package,), f"sys.argv[1:] = {command.split()!r}\nfrom flows.cli import main; main()"
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"fucina: this command needs the package {package!r}: got not installed; "
+        "pip install 'fucina[all]'"
+    )
+
+
 def test_serving_imports_without_what_trains_and_schedules() -> None:
     modules = ", ".join(
         str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in sources("serving")

@@ -151,6 +151,26 @@ def test_no_network_and_no_data_is_one_line(fucina: Fucina, tmp_path: Path) -> N
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_download_that_fails_on_its_way_is_tried_again(fucina: Fucina, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from models.digits import embedded_digits\n"
+        "from models.errors import DataUnavailable\n"
+        "from models.mlp import MLP_784_512_10\n"
+        "def flaky():\n"
+        "    tries = Path('tries')\n"
+        "    with tries.open('a') as file: file.write('x')\n"
+        "    if len(tries.read_text()) == 1:\n"
+        "        raise DataUnavailable('the net is down') from OSError('reset')\n"
+        "    return embedded_digits()\n"
+        "FLAKY = replace(MLP_784_512_10, name='flaky', data={'embedded': flaky})\n"
+    )
+    done = fucina("run", "mine:FLAKY", *QUICK, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "tries").read_text()) >= 2
+
+
 def test_a_damaged_result_is_made_again(fucina: Fucina, tmp_path: Path) -> None:
     before = json.loads(fucina("run", "mlp", *QUICK, "--json", cwd=tmp_path).stdout)[0]
     (model,) = (tmp_path / "runs/mlp/export").glob("*/model.onnx")

@@ -99,10 +99,10 @@ def test_the_best_epoch_on_validation_is_kept(dataset: Dataset, folders: Iterato
     history = json.loads((trained.folder / HISTORY).read_text())
     accuracies = [epoch["validation"]["accuracy"] for epoch in history]
     assert accuracies[trained.best_epoch - 1] == max(accuracies)
-    kept = recipe.evaluate(
-        predict(load_module(recipe, trained), dataset.validation, "cpu"),
-        dataset.validation.targets,
-    )
+    images = {"image": torch.from_numpy(dataset.validation.inputs["image"])}
+    outputs = predict(load_module(recipe, trained), images)
+    arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
+    kept = recipe.evaluate(arrays, dataset.validation.targets)
     assert kept["accuracy"] == max(accuracies)
 
 
