@@ -87,6 +87,13 @@ class TensorSpec:
         """The concrete shape when each axis has the given size."""
         return tuple(sizes[s.name] if isinstance(s, Axis) else s for s in self.shape)
 
+    def declared(self) -> str:
+        """How a graph declares this tensor: axes by name, what does not vary by size."""
+        sizes = [
+            (s.name if s.min < s.max else s.min) if isinstance(s, Axis) else s for s in self.shape
+        ]
+        return f"{self.dtype}[{', '.join(str(size) for size in sizes)}]"
+
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(str(size) for size in self.shape)}]"
 

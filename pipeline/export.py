@@ -21,7 +21,7 @@ from torch import nn
 from models.datasets import Dataset
 from models.errors import ExportFailed
 from models.recipe import Recipe
-from models.signature import Arrays, Axis, Signature, TensorSpec
+from models.signature import Arrays, Axis, Signature
 from pipeline.artifacts import digest_files, save
 from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
 from pipeline.compare import derive_limits, replay
@@ -226,7 +226,7 @@ def _check_declared(graph: onnx.ModelProto, signature: Signature, name: str) -> 
         (signature.outputs, graph.graph.output),
     ):
         declared = {value.name: _declared(value) for value in values}
-        promised = {spec.name: _promised(spec) for spec in specs}
+        promised = {spec.name: spec.declared() for spec in specs}
         if declared != promised:
             raise ExportFailed(
                 f"the graph of {name!r} declares other tensors than its signature",
@@ -240,11 +240,6 @@ def _declared(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return f"{dtype}[{', '.join(str(d.dim_param or d.dim_value) for d in tensor.shape.dim)}]"
-
-
-def _promised(spec: TensorSpec) -> str:
-    sizes = [(s.name if s.min < s.max else s.min) if isinstance(s, Axis) else s for s in spec.shape]
-    return f"{spec.dtype}[{', '.join(str(size) for size in sizes)}]"
 
 
 def _check_answers(path: Path, cases: list[Case], name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import CertificateFailed
-from models.signature import BATCH
+from models.signature import BATCH, Signature
 from pipeline.artifacts import check_files, save
 from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
@@ -32,9 +32,11 @@ def verify(
     """Write the certificate of an engine into `out`; it is true when everything passed.
 
     Every recorded case is asked again and compared with the fp64 module, laws that need no
-    reference are checked, and what ran on which device in which precision is compared with what
-    the target asked for. Nothing compared is a failure. Raises `BundleError` when a file is not the
-    recorded one, `CertificateFailed` when there is no case to derive a limit from.
+    reference are checked, and the engine's own declared axes and what ran on which device in which
+    precision are compared with the signature and the target. Nothing compared is a failure.
+
+    Raises `BundleError` when a file is not the recorded one, `CertificateFailed` when there is no
+    case to derive a limit from.
     """
     check_files(model.folder, model.files)
     check_files(engine.folder, engine.files)
@@ -61,11 +63,17 @@ def verify(
     try:
         facts = tools.effective(engine.folder, engine.files, engine.options, cases[0].inputs)
     except Exception as error:  # whatever a backend raises, the engine did not run
-        facts = {"nodes": [], "tf32": False, "error": str(error).strip().splitlines()[0][:300]}
+        facts = {
+            "declared": {},
+            "nodes": [],
+            "tf32": False,
+            "error": str(error).strip().splitlines()[0][:300],
+        }
     failures = [
         *_broken_lineage(engine, model),
         *_uncovered(model, cases, findings),
         *_said(findings),
+        *_other_than_declared(model.signature, facts),
         *_other_than_requested(wanted, facts),
     ]
     value = Certificate(
@@ -123,6 +131,14 @@ def _said(findings: list[Finding]) -> Iterator[str]:
                 f"{finding.check}: output {finding.output!r} at {finding.case}: got {got}, "
                 f"expected {finding.limit:.1e} or less of its scale"
             )
+
+
+def _other_than_declared(signature: Signature, facts: Mapping[str, Any]) -> Iterator[str]:
+    declared = facts.get("declared", {})
+    for spec in signature.inputs + signature.outputs:
+        got = declared.get(spec.name, "no such tensor")
+        if got != spec.declared():
+            yield f"declared: tensor {spec.name!r}: got {got}, expected {spec.declared()}"
 
 
 def _other_than_requested(wanted: Target, facts: Mapping[str, Any]) -> Iterator[str]:

@@ -63,8 +63,9 @@ class Backend(Protocol):
     ) -> dict[str, Any]:
         """What really ran, measured on one call.
 
-        `nodes` (name, operator, device, precision), counts by `devices` and `precisions` in the
-        words of `Target`, and whether `tf32` was allowed.
+        `declared` (each input and output as `TensorSpec.declared` writes it), `nodes` (name,
+        operator, device, precision), counts by `devices` and `precisions` in the words of
+        `Target`, and whether `tf32` was allowed.
         """
         ...
 

@@ -36,6 +36,12 @@ _NUMBERED = re.compile(r"_token_\d+$")
 
 # ONNX Runtime's words for what every backend reports in the same terms.
 _DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": name for name in ("bool", "float16", "uint8")},
+    **{f"tensor(int{bits})": f"int{bits}" for bits in (8, 16, 32, 64)},
+}
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
 
 
@@ -92,6 +98,10 @@ def effective(
                 }
             )
     return {
+        "declared": {
+            value.name: f"{_DTYPES.get(value.type, value.type)}[{', '.join(map(str, value.shape))}]"
+            for value in (*session.get_inputs(), *session.get_outputs())
+        },
         "nodes": nodes,
         "devices": dict(Counter(node["device"] for node in nodes)),
         "precisions": dict(Counter(node["precision"] for node in nodes)),
