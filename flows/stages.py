@@ -47,6 +47,7 @@ from pipeline.values import (
 from pipeline.versions import folder_digest, libraries, source_digest
 
 Value = TypeVar("Value", bound=BaseModel)
+Result = TypeVar("Result")
 
 STAGES = ("train", "export", "optimize", "verify", "package")
 BUNDLE_LINK = "bundle"
@@ -146,7 +147,7 @@ def train(job: Job, progress: Progress = silent, only_resume: bool = False) -> T
             device=job.device, checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
 
-    value = _resume(job, "train", key, TrainedModel, TRAINED_VALUE, make, only_resume)
+    value = _resume(job, "train", key, _reader(TrainedModel, TRAINED_VALUE), make, only_resume)
     checkpoint.unlink(missing_ok=True)
     return value
 
@@ -167,7 +168,7 @@ def export(
     def make(out: Path) -> object:
         return stage(job.recipe, job.dataset, trained, out, progress=progress)
 
-    return _resume(job, "export", key, OnnxModel, MODEL_VALUE, make, only_resume)
+    return _resume(job, "export", key, _reader(OnnxModel, MODEL_VALUE), make, only_resume)
 
 
 def optimize(
@@ -188,7 +189,7 @@ def optimize(
     def make(out: Path) -> object:
         return stage(model, target, out, progress=progress)
 
-    return _resume(job, "optimize", key, Engine, ENGINE_VALUE, make, only_resume)
+    return _resume(job, "optimize", key, _reader(Engine, ENGINE_VALUE), make, only_resume)
 
 
 def verify(
@@ -210,7 +211,7 @@ def verify(
     def make(out: Path) -> object:
         return stage(engine, model, out, progress=progress)
 
-    return _resume(job, "verify", key, Certificate, CERTIFICATE_VALUE, make, only_resume)
+    return _resume(job, "verify", key, _reader(Certificate, CERTIFICATE_VALUE), make, only_resume)
 
 
 def require(certificate: Certificate) -> Certificate:
@@ -245,17 +246,12 @@ def package(
         certificates=[certificate.digest for _, certificate in engines],
         libraries=libraries("fucina", "matplotlib", "jinja2"),
     )
-    final = job.folder / "package" / key
-    there = final.exists()
-    try:
-        bundle = open_bundle(final)
-    except BundleError:
-        if there:
-            shutil.rmtree(final)
-        with new_folder(final) as out:
-            stage(job.recipe, trained, model, engines, out, progress=progress)
-        bundle = open_bundle(final)
-    point(job.folder / BUNDLE_LINK, final)
+
+    def make(out: Path) -> object:
+        return stage(job.recipe, trained, model, engines, out, progress=progress)
+
+    bundle = _resume(job, "package", key, open_bundle, make)
+    point(job.folder / BUNDLE_LINK, bundle.folder)
     _write_run(job, trained, model, engines, bundle)
     return bundle
 
@@ -304,17 +300,15 @@ def _resume(
     job: Job,
     stage: str,
     key: str,
-    kind: type[Value],
-    name: str,
+    read: Callable[[Path], Result],
     make: Callable[[Path], object],
-    only_resume: bool,
-) -> Value:
+    only_resume: bool = False,
+) -> Result:
+    """What `read` finds whole in the stage's folder; else what `make` puts there."""
     final = job.folder / stage / key
     there = final.exists()
     try:
-        value = load(kind, final, name)
-        check_files(final, getattr(value, "files", {}))
-        return value
+        return read(final)
     except (MissingArtifact, BundleError):
         if only_resume:
             raise MissingArtifact(
@@ -322,7 +316,16 @@ def _resume(
                 fix=f"run `fucina {stage} {job.reference}` with the same settings first",
             ) from None
     if there:
-        shutil.rmtree(final)  # not whole: made again
+        shutil.rmtree(final)  # not whole, so it is made again
     with new_folder(final) as out:
         make(out)
-    return load(kind, final, name)
+    return read(final)
+
+
+def _reader(kind: type[Value], name: str) -> Callable[[Path], Value]:
+    def read(folder: Path) -> Value:
+        value = load(kind, folder, name)
+        check_files(folder, getattr(value, "files", {}))
+        return value
+
+    return read

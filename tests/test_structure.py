@@ -124,9 +124,9 @@ def test_a_missing_backend_library_is_one_line() -> None:
     )
 
 
-@pytest.mark.parametrize("package", ["torch", "prefect", "bentoml"])
+@pytest.mark.parametrize("package", ["torch", "prefect", "grpc"])
 def test_a_command_that_lacks_its_extra_says_so_in_one_line(package: str) -> None:
-    command = {"torch": "list", "prefect": "run mlp", "bentoml": "serve README.md/x"}[package]
+    command = {"torch": "list", "prefect": "run mlp", "grpc": "serve a/bundle"}[package]
     done = blocked(
         (package,), f"sys.argv[1:] = {command.split()!r}\nfrom flows.cli import main; main()"
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
@@ -201,3 +202,16 @@ def session(digits: Path) -> Any:
 @pytest.fixture
 def images() -> np.ndarray:
     return RANDOM.random((3, 1, 28, 28), np.float32)
+
+
+@pytest.fixture(scope="module")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.http, timeout=30) as client:
+        yield client
+
+
+def assert_alive(http: httpx.Client) -> None:
+    """A good request is answered, whatever was asked before it."""
+    image = {"name": "image", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}
+    answer = http.post("/v2/models/digits/infer", json={"inputs": [image]})
+    assert answer.status_code == 200
