@@ -49,9 +49,10 @@ def test_two_workers_share_both_ports_and_end_with_the_block(digits: Path) -> No
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_the_server_as_well(digits: Path, number: signal.Signals) -> None:
     program = """
-import sys
+import signal, sys
 from pathlib import Path
 from serving.launch import serve
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
     print(server.http, server.process.pid, flush=True)
     server.wait()
@@ -61,7 +62,10 @@ with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
         assert parent.stdout is not None
         address, child = parent.stdout.readline().decode().split()
         parent.send_signal(number)
-        parent.wait(60)
+        try:
+            parent.wait(60)
+        finally:
+            parent.kill()
     assert parent.returncode == (143 if number == signal.SIGTERM else -number)
     for _ in range(300):  # of a killed parent it learns at once, and then drains
         if not psutil.pid_exists(int(child)):
