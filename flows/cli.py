@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows import BUNDLE_LINK, RUN_FILE
 from models.errors import BadSetting, FucinaError, MissingArtifact, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import MANIFEST
@@ -262,7 +263,6 @@ def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
     """Write the HTML report of RUN, a name or a run's folder, with its plots."""
     from flows import output
     from flows.reporting import write
-    from flows.stages import RUN_FILE
 
     folder = Path(run_folder)
     if not (folder / RUN_FILE).is_file() and ":" not in run_folder:
@@ -299,7 +299,7 @@ def _bundle_folder(name: str, out: Path) -> Path:
         from models.zoo import find
 
         name = find(name).name
-    folder = out / name / "bundle"
+    folder = out / name / BUNDLE_LINK
     if not folder.exists():
         raise MissingArtifact(
             f"{name!r} has no bundle in {out}", fix=f"run `fucina run {name}` first, or give --out"

@@ -7,22 +7,26 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from flows.stages import BUNDLE_LINK, Job, Parts
-from models.layers import Inspection
+from flows import BUNDLE_LINK
 from models.recipe import Recipe
 from pipeline.bundle import Bundle
 from pipeline.compare import worst_ratio
 from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
 
+if TYPE_CHECKING:  # these bring torch along, which `fucina serve` does without
+    from flows.stages import Job, Parts
+    from models.layers import Inspection
+
 
 def program() -> str:
     """What to type to run this program again: `fucina` where it is on the path, else its file."""
-    return "fucina" if shutil.which("fucina") else os.path.relpath(sys.argv[0])
+    paths = (sys.argv[0], os.path.relpath(sys.argv[0]))
+    return "fucina" if shutil.which("fucina") else min(paths, key=len)
 
 
 def print_json(document: object) -> None:

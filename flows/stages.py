@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from flows import BUNDLE_LINK, RUN_FILE
 from models.datasets import Dataset
 from models.errors import BundleError, CertificateFailed, MissingArtifact
 from models.recipe import Recipe
@@ -50,8 +51,6 @@ Value = TypeVar("Value", bound=BaseModel)
 Result = TypeVar("Result")
 
 STAGES = ("train", "export", "optimize", "verify", "package")
-BUNDLE_LINK = "bundle"
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)

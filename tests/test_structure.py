@@ -146,6 +146,14 @@ def test_serving_imports_without_what_trains_and_schedules() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_serve_command_needs_nothing_that_trains_and_schedules() -> None:
+    done = blocked(
+        SERVING_NEVER,
+        "sys.argv[1:] = ['serve', 'no/bundle']\nfrom flows.cli import main; main()",
+    )
+    assert done.stderr.startswith("fucina: no/bundle is not a bundle"), done.stderr
+
+
 def test_the_picture_of_the_errors_is_the_tree_of_the_classes() -> None:
     def picture(kind: type[Exception], indent: str = "") -> list[str]:
         lines = []

@@ -172,9 +172,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FORBIDDEN = ("torch", "onnx", "prefect", "sklearn", "matplotlib")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def forbidden_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file that names each forbidden package which a server of this session imported."""
+    """A file that names each forbidden package which a server of these tests imported."""
     folder = tmp_path_factory.mktemp("forbidden")
     seen = folder / "imported.txt"
     for name in FORBIDDEN:
@@ -187,7 +187,7 @@ def forbidden_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         yield seen
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(digits: Path, pair: Path, forbidden_imports: Path) -> Iterator[Server]:
     with serve([digits, pair], port=0, grpc_port=0) as running:
         yield running
