@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO
 
 from models.errors import FucinaError
@@ -38,19 +40,19 @@ _PATIENCE = 120.0
 def prefect_server() -> Iterator[Callable[[], None]]:
     """Have a Prefect server; yields a function that waits until it answers.
 
-    Uses PREFECT_API_URL, else a server on this machine's port 4200, else starts a temporary one
-    that ends with this process. It starts while the caller imports torch and reads data. Enter
-    before Prefect is first imported, which is when it reads its settings.
+    Uses PREFECT_API_URL, of the environment or of the active Prefect profile, else a server on this
+    machine's port 4200, else starts a temporary one that ends with this process. It starts while
+    the caller imports torch and reads data. Enter before Prefect is first imported, which is when
+    it reads its settings. The function raises `FucinaError` when there is no answer.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    standing = os.environ.get("PREFECT_API_URL") or (
-        _LOCAL_SERVER if _answers(_LOCAL_SERVER) else None
-    )
+    configured = os.environ.get("PREFECT_API_URL") or _of_profile()
+    standing = configured or (_LOCAL_SERVER if _answers(_LOCAL_SERVER) else None)
     if standing:
         os.environ.setdefault(*_HEARTBEAT)
         with _environment("PREFECT_API_URL", standing):
-            yield lambda: None
+            yield lambda: _check(standing)
         return
     with tempfile.TemporaryFile() as log:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -87,12 +89,37 @@ def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
         time.sleep(0.05)
 
 
+def _check(address: str) -> None:
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it wants a key, or has no such page: it is there
+    except (OSError, ValueError) as error:
+        raise FucinaError(
+            "the Prefect server does not answer",
+            got=address,
+            fix="start it, or unset PREFECT_API_URL to use a temporary one",
+        ) from error
+
+
 def _answers(address: str, timeout: float = 0.5) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=timeout) as answer:
             return answer.status == 200
-    except (urllib.error.URLError, OSError, ValueError):
+    except (OSError, ValueError):  # an HTTP error is an OSError: something else listens there
         return False
+
+
+def _of_profile() -> str | None:
+    """PREFECT_API_URL of the active Prefect profile; Prefect itself is not imported yet."""
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    try:
+        profiles = tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
+    return profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
 
 
 @contextlib.contextmanager

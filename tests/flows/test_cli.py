@@ -181,6 +181,24 @@ def test_a_damaged_result_is_made_again(fucina: Fucina, tmp_path: Path) -> None:
     assert "mlp train" not in done.stderr
 
 
+def test_a_prefect_server_that_does_not_answer_is_one_line(fucina: Fucina, tmp_path: Path) -> None:
+    dead = "http://127.0.0.1:1/api"
+    done = fucina("run", "mlp", cwd=tmp_path, PREFECT_API_URL=dead)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"fucina: the Prefect server does not answer: got {dead}; "
+        "start it, or unset PREFECT_API_URL to use a temporary one\n"
+    )
+
+
+def test_the_server_of_a_prefect_profile_is_used(fucina: Fucina, tmp_path: Path) -> None:
+    (tmp_path / "profiles.toml").write_text(
+        'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "http://127.0.0.1:1/api"\n'
+    )
+    done = fucina("run", "mlp", cwd=tmp_path, PREFECT_API_URL="", PREFECT_HOME=str(tmp_path))
+    assert "the Prefect server does not answer: got http://127.0.0.1:1/api" in done.stderr
+
+
 def test_the_temporary_prefect_server_ends_with_the_run(fucina: Fucina, tmp_path: Path) -> None:
     script = (
         "import json, os, sys; from flows.environment import prefect_server\n"
