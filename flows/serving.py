@@ -43,7 +43,12 @@ def serve(
         if check:
             rows = [_check(server, bundle, target) for bundle in bundles]
             where = {"rest": server.http, "grpc": server.grpc}
-            print_json({**where, "models": rows}) if as_json else _print_checked(server, rows)
+            if as_json:
+                print_json({**where, "models": rows})
+            else:
+                _print_checked(server, rows)
+                again = " ".join(str(folder) for folder in folders)
+                print(f"\nthe server has ended; to keep it: {program()} serve {again}")
             return
         if as_json:
             print_json({"rest": server.http, "grpc": server.grpc, "models": names.split(", ")})
@@ -102,8 +107,6 @@ def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:
             f"{max(row[t]['worst_error_over_limit'] for t in ('rest', 'grpc')):.2f} of its limit"
         )
         print(f"  {row['request']} a recorded row of the test split -> {_said(row['answer'])}")
-    names = " ".join(row["name"] for row in rows)
-    print(f"\nthe server has ended; to keep it: {program()} serve {names}")
 
 
 def _said(answer: dict[str, Any]) -> str:

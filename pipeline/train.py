@@ -243,7 +243,7 @@ def _write_evaluation(
             "classes": list(codec.classes),
             "actual": actual.tolist(),
             "predicted": predicted.tolist(),
-            "confidence": [round(float(share), 4) for share in confidence],
+            "confidence": [round(float(share), 6) for share in confidence],
         }
     facts["gallery"] = gallery.tolist()
     write_json(out / EVALUATION, facts)
