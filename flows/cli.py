@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +37,12 @@ def main() -> None:
         sys.exit(130)
     except FucinaError as error:
         print(f"fucina: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # who read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except PermissionError as error:
+        print(f"fucina: {error.filename} cannot be written: got {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
         print(

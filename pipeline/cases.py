@@ -36,8 +36,8 @@ class Case:
 def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list[Case]:
     """The cases to record: held-out samples at every corner, and edge inputs, without answers.
 
-    `samples` holds real rows for each input, the batch first. Other axes are cut, or continued
-    by repetition, to the size that the corner asks for.
+    `samples` holds real rows for each input, the row axis first. Other axes are cut, or continued
+    by repetition, to the size that the corner asks for. Without a batch axis a case is one row.
     """
     cases = []
     start = 0
@@ -86,9 +86,10 @@ def read_cases(folder: Path) -> list[Case]:
 
 
 def _fit(rows: np.ndarray, spec: TensorSpec, sizes: Sizes, start: int) -> np.ndarray:
-    shape = spec.at(sizes)
-    for axis, size in enumerate(shape):
-        first = start if axis == 0 and sizes.get(BATCH) else 0
+    if BATCH not in sizes:
+        rows = rows[start % len(rows)]
+    for axis, size in enumerate(spec.at(sizes)):
+        first = start if axis == 0 and BATCH in sizes else 0
         rows = rows.take(range(first, first + size), axis=axis, mode="wrap")
     return np.ascontiguousarray(rows, dtype=spec.dtype)
 
