@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,23 @@ def test_files_stay_short_and_well_named() -> None:
         for path in sources(folder):
             assert len(path.read_text().splitlines()) <= 400, path
             assert path.stem not in {"utils", "helpers", "manager", "base"}, path
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {canonical(line) for line in [*project["dependencies"], *extras]}
+    known = metadata.packages_distributions()
+    for folder in (*OURS, "tests"):
+        for path in sources(folder):
+            for top in {name.partition(".")[0] for name in imports(path)}:
+                if top not in sys.stdlib_module_names and top not in (*OURS, "tests"):
+                    names = {canonical(name) for name in known[top]}
+                    assert names & declared, f"{path.relative_to(ROOT)} imports {top}"
+
+
+def canonical(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
 
 
 def blocked(packages: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
