@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -106,10 +107,14 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def sweep(root: Path) -> list[Path]:
-    """Remove what killed processes left half-written under `root`; what was removed."""
+    """Remove what killed processes of this host left half-written under `root`; what was removed.
+
+    Of a process on another host, or in another container, nobody here knows whether it lives.
+    """
     removed = []
-    for path in sorted(root.rglob(f"{_TEMPORARY}*")) if root.is_dir() else []:
-        if not path.exists() or _alive(int(path.name.removeprefix(_TEMPORARY).split("-")[0])):
+    for path in sorted(root.rglob(f"{_TEMPORARY}*@{platform.node()}")) if root.is_dir() else []:
+        process = int(path.name.removeprefix(_TEMPORARY).partition("-")[0])
+        if not path.exists() or _alive(process):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         removed.append(path)
@@ -147,7 +152,8 @@ def as_json(value: BaseModel) -> dict[str, Any]:
 
 
 def _temporary_beside(path: Path) -> Path:
-    return path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}@{platform.node()}"
+    return path.parent / name
 
 
 def _alive(process: int) -> bool:

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from flows import stages
 from flows.stages import Job
 from models.zoo import ZOO
 from pipeline.bundle import Bundle
 from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
+
+# No test is timed, examples of laws included.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Enough to be a real model, too little to be a good one.
 TINY = {"epochs": 2, "floor": 0.3}

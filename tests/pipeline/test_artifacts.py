@@ -78,10 +78,12 @@ def test_sweep_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Pat
     left = names(tmp_path)
     assert len(left) == 1
     assert left[0].startswith(".partial-")
+    foreign = left[0].partition("@")[0] + "@elsewhere"
+    (tmp_path / foreign).mkdir()  # of another host, where it may live
     with new_folder(tmp_path / "mine") as mine:  # of a live process: ours
         assert [path.name for path in sweep(tmp_path)] == left
         assert mine.is_dir()
-    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path) == [foreign, "mine"]
 
 
 def test_a_link_is_replaced_at_once(tmp_path: Path) -> None:
