@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from models.errors import TamperedFile
 from models.signature import BATCH, Arrays, Signature, Sizes, TensorSpec
@@ -71,10 +71,10 @@ def read_cases(folder: Path) -> list[Case]:
     try:
         with safe_open(path, framework="numpy") as file:
             index = json.loads((file.metadata() or {})["cases"])
-            parts: list[dict[str, Arrays]] = [{} for _ in index]
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                number, part, name = key.split("/")
-                parts[int(number)].setdefault(part, {})[name] = file.get_tensor(key)
+        parts: list[dict[str, Arrays]] = [{} for _ in index]
+        for key, array in load_file(path).items():
+            number, part, name = key.split("/")
+            parts[int(number)].setdefault(part, {})[name] = array
         return [
             Case(entry["name"], entry["origin"], entry["sizes"], **part)
             for entry, part in zip(index, parts, strict=True)

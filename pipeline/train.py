@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.codec import Codec
@@ -119,8 +119,7 @@ def load_module(recipe: Recipe, trained: TrainedModel) -> nn.Module:
     """The trained served module, in evaluation mode on the CPU."""
     with torch.random.fork_rng(devices=[]):
         module = recipe.build()
-    with safe_open(trained.folder / WEIGHTS, framework="pt") as file:
-        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    module.load_state_dict(load_file(trained.folder / WEIGHTS))
     return module.eval()
 
 
@@ -325,9 +324,9 @@ def _resume(
     try:
         with safe_open(path, framework="pt") as file:
             history = json.loads((file.metadata() or {})["history"])
-            for key in file.keys():  # noqa: SIM118
-                group, _, name = key.partition("/")
-                groups[group][name] = file.get_tensor(key)
+        for key, tensor in load_file(path).items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
     except (SafetensorError, KeyError, ValueError, OSError):
         return {}, []
     module.load_state_dict(groups["module"])
