@@ -42,7 +42,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except PermissionError as error:
-        print(f"fucina: {error.filename} cannot be written: got {error.strerror}", file=sys.stderr)
+        print(f"fucina: {error.filename} cannot be used: got {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
         print(
@@ -242,6 +242,7 @@ def _stage_command(stage: str, help_text: str) -> None:
     ) -> None:  # fmt: skip
         from flows import output, stages
         from flows.console import listener, shown
+        from pipeline.verify import require
 
         job = _job(name, data, settings, device, out, targets)
         parts = stages.resumed(job, stage)
@@ -251,7 +252,7 @@ def _stage_command(stage: str, help_text: str) -> None:
         output.print_json(document) if as_json else output.print_facts(document)
         if stage == "verify":
             for certificate in made.certificates:
-                stages.require(certificate)
+                require(certificate)
 
 
 _stage_command("train", "Train NAME, or take the trained model that is there.")
@@ -272,8 +273,8 @@ def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
     from flows.reporting import write
 
     folder = Path(run_folder)
-    if not (folder / RUN_FILE).is_file() and ":" not in run_folder:
-        folder = out / run_folder
+    if not (folder / RUN_FILE).is_file():
+        folder = _run_folder(run_folder, out)
     path, measured = write(folder, latency)
     if as_json:
         output.print_json({"report": str(path), "latency": measured})
@@ -302,13 +303,18 @@ def _bundle_folder(name: str, out: Path) -> Path:
     """A bundle's folder, from its path or from the name of a run."""
     if "/" in name or (Path(name) / MANIFEST).is_file():
         return Path(name)
-    if ":" in name:
-        from models.zoo import find
-
-        name = find(name).name
-    folder = out / name / BUNDLE_LINK
+    folder = _run_folder(name, out) / BUNDLE_LINK
     if not folder.exists():
         raise MissingArtifact(
             f"{name!r} has no bundle in {out}", fix=f"run `fucina run {name}` first, or give --out"
         )
     return folder
+
+
+def _run_folder(name: str, out: Path) -> Path:
+    """Where the runs of a recipe lie, from its zoo name or its MODULE:RECIPE."""
+    if ":" in name:
+        from models.zoo import find
+
+        name = find(name).name
+    return out / name

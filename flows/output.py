@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -31,7 +32,7 @@ def program() -> str:
 
 def print_json(document: object) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -61,7 +62,9 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
         "floor": job.recipe.floor[job.data],
         "certificate": {
             "passed": all(bool(certificate) for certificate in certificates.values()),
-            "worst_error_over_limit": max(map(_worst, certificates.values())),
+            "worst_error_over_limit": rounded(
+                worst_ratio(f for c in certificates.values() for f in c.findings)
+            ),
         },
         "engines": [
             {
@@ -202,5 +205,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _worst(certificate: Certificate) -> float:
-    return round(worst_ratio(certificate.findings), 4)
+def _worst(certificate: Certificate) -> float | None:
+    return rounded(worst_ratio(certificate.findings))
+
+
+def rounded(ratio: float | None) -> float | None:
+    """An error over its limit as JSON holds it: four digits, null where there is no number."""
+    return None if ratio is None or math.isinf(ratio) else round(ratio, 4)

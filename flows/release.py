@@ -30,6 +30,7 @@ from pipeline.values import (
     OnnxModel,
     TrainedModel,
 )
+from pipeline.verify import require
 
 Record = dict[str, str]  # path and sha256: what goes from task to task
 Plan = dict[str, Any]  # the fields of a `Job` but its reference, as JSON
@@ -83,7 +84,7 @@ def verify(reference: str, plan: Plan, model: Record, engine: Record, target: st
         key=_artifact_key(f"certificate-{certificate.recipe}-{target}"),
         description=f"Certificate of {certificate.recipe} on {target}",
     )
-    stages.require(certificate)
+    require(certificate)
     return _record(certificate)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.output import print_json, program
+from flows.output import print_json, program, rounded
 from models.errors import ServingFailed
 from pipeline.bundle import Bundle, open_bundle
 from pipeline.compare import worst_ratio
@@ -77,7 +77,7 @@ def _check(server: Server, bundle: Bundle, target: str) -> dict[str, Any]:
             )
         row[transport.lower()] = {
             "answers": len(findings),
-            "worst_error_over_limit": round(worst_ratio(findings), 4),
+            "worst_error_over_limit": rounded(worst_ratio(findings)),
         }
     request = {"model": name, "inputs": _first_row(bundle)}
     row["request"] = f"POST {server.http}/predict"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from flows import BUNDLE_LINK, RUN_FILE
 from models.datasets import Dataset
-from models.errors import BundleError, CertificateFailed, MissingArtifact
+from models.errors import BundleError, MissingArtifact
 from models.recipe import Recipe
 from models.zoo import find
 from pipeline.artifacts import check_files, digest_json, load, new_folder, point, write_json
@@ -78,8 +78,13 @@ class Job:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Where the recipe's own code is."""
-        return (self.recipe.network.__module__, self.recipe.served.__module__)
+        """Where the recipe's own code is: where it is written, and where what it names is."""
+        fields = vars(self.recipe).values()
+        named = [part for f in fields for part in (f.values() if isinstance(f, Mapping) else [f])]
+        places = {part.__module__ for part in named if callable(part)}
+        if ":" in self.reference:
+            places.add(self.reference.partition(":")[0])
+        return tuple(sorted(places))
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def advance(
             found = [verify(job, e, model, progress, only_resume) for e in parts.engines]
             return replace(parts, certificates=tuple(found))
         case "package", Parts(trained=TrainedModel() as trained, model=OnnxModel() as model):
-            pairs = list(zip(parts.engines, map(require, parts.certificates), strict=True))
+            pairs = list(zip(parts.engines, parts.certificates, strict=True))
             return replace(parts, bundle=package(job, trained, model, pairs, progress))
     raise ValueError(f"{stage!r} is not the stage after {parts}")
 
@@ -211,18 +216,6 @@ def verify(
         return stage(engine, model, out, progress=progress)
 
     return _resume(job, "verify", key, _reader(Certificate, CERTIFICATE_VALUE), make, only_resume)
-
-
-def require(certificate: Certificate) -> Certificate:
-    """The certificate if it passed. Raises `CertificateFailed` with its first failure."""
-    if not certificate:
-        more = len(certificate.failures) - 1
-        raise CertificateFailed(
-            f"{certificate.recipe} on {certificate.target} is not certified: "
-            f"{certificate.failures[0]}" + (f" (and {more} more)" if more else ""),
-            fix=f"see {certificate.folder / CERTIFICATE_VALUE}",
-        )
-    return certificate
 
 
 def package(

@@ -93,18 +93,15 @@ def fetch(file: RemoteFile) -> bytes:
     Raises `DataUnavailable` when it is nowhere, `DataCorrupt` when its digest is wrong.
     """
     given = os.environ.get(DATA_VARIABLE)
-    for folder in [Path(given)] if given else [cache_folder()]:
-        path = folder / file.path
-        if path.is_file():
-            return _checked(path.read_bytes(), file, str(path))
-        if given:
-            raise DataUnavailable(
-                f"{path} is missing",
-                fix=f"put it there, or unset {DATA_VARIABLE} to download it",
-            )
+    path = (Path(given) if given else cache_folder()) / file.path
+    if path.is_file():
+        return _checked(path.read_bytes(), file, str(path))
+    if given:
+        raise DataUnavailable(
+            f"{path} is missing", fix=f"put it there, or unset {DATA_VARIABLE} to download it"
+        )
     raw = _download(file)
     data = _checked(raw, file, file.address)
-    path = cache_folder() / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
         temporary.write(raw)

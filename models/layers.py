@@ -5,7 +5,6 @@ Measured on one real forward call, so it holds for any module, functional calls 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -214,4 +213,4 @@ def _window(
 
 
 def _side(value: Any) -> int:
-    return max(value) if isinstance(value, list | tuple) else math.floor(value)
+    return int(max(value) if isinstance(value, list | tuple) else value)

@@ -26,6 +26,10 @@ class MLP(nn.Module):
         return self.output(self.relu(self.hidden(self.flatten(x))))
 
 
+def served(network: nn.Module) -> ImageClassifier:
+    return ImageClassifier(network, pad=0)
+
+
 def signature() -> Signature:
     return image_classes(channels=1, size=SIZE, classes=len(CLASSES))
 
@@ -36,7 +40,7 @@ MLP_784_512_10 = Recipe(
     title="Multilayer perceptron 784-512-10",
     paper="Rumelhart, Hinton, Williams 1986, Learning representations by back-propagating errors",
     network=MLP,
-    served=ImageClassifier,
+    served=served,
     signature=signature,
     data=DIGITS,
     loss=cross_entropy,

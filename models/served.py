@@ -18,7 +18,7 @@ class ImageClassifier(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, network: nn.Module, pad: int = 0) -> None:
+    def __init__(self, network: nn.Module, pad: int) -> None:
         super().__init__()
         self.network = network
         self.pad = pad

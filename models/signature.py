@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, model_validator
+from pydantic import TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from models.errors import BadInput
@@ -47,7 +47,7 @@ class Axis:
         return f"{self.name} {self.min}..{self.max}"
 
 
-@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+@dataclass(frozen=True)
 class TensorSpec:
     """One named tensor: its dtype, its shape (sizes and axes), the values it is meant to hold.
 

@@ -21,7 +21,7 @@ from models.recipe import Kind
 from models.signature import Signature
 from pipeline.artifacts import check_files, digest_bytes, load
 from pipeline.backends import DEFAULT_TARGET, Session, backend, target
-from pipeline.cases import Case, read_cases
+from pipeline.cases import CASES_FILE, Case, read_cases
 from pipeline.compare import replay
 from pipeline.values import (
     CERTIFICATE_VALUE,
@@ -99,7 +99,7 @@ class Bundle:
         """
         engine = self.engine(name)
         certificate = load(Certificate, engine.folder, CERTIFICATE_VALUE)
-        if not certificate or certificate.subject != engine.files or not certificate.findings:
+        if not certificate or certificate.subject != engine.files:
             raise CertificateFailed(
                 f"engine {name!r} of bundle {self.manifest.name!r} has no passed certificate of "
                 f"its own files",
@@ -128,7 +128,9 @@ def open_bundle(folder: Path) -> Bundle:
     """
     manifest = _read_manifest(folder)
     check_files(folder, manifest.files)
-    required = {MODEL, CODEC, *(f"{ENGINES}/{name}/{ENGINE_VALUE}" for name in manifest.engines)}
+    required = {MODEL, CODEC, f"{CASES}/{CASES_FILE}"}
+    for name in manifest.engines:
+        required |= {f"{ENGINES}/{name}/{file}" for file in (ENGINE_VALUE, CERTIFICATE_VALUE)}
     for name in sorted(required - manifest.files.keys()):
         raise NotABundle(f"{folder} does not list {name}", fix="package it again")
     for name in manifest.engines:

@@ -16,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from models.recipe import Recipe
 from models.signature import TensorSpec
 from pipeline.artifacts import write_bytes
-from pipeline.values import EVALUATION, Certificate, Finding, TrainedModel
+from pipeline.compare import worst_ratio
+from pipeline.values import EVALUATION, Certificate, TrainedModel
 
 _CONFIDENCE = 0.95
 
@@ -73,29 +74,6 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / whole), min(1.0, (centre + half) / whole)
 
 
-def ratio(finding: Finding) -> float | None:
-    """Error over limit; None where nothing comparable came out. No error is 0 even of limit 0."""
-    if finding.error is None or math.isnan(finding.error):
-        return None
-    if finding.error == 0:
-        return 0.0
-    return finding.error / finding.limit if finding.limit else math.inf
-
-
-def worst_ratio(findings: Sequence[Finding]) -> float | None:
-    """The largest error over limit; None when something was not comparable, or all is missing."""
-    ratios = [ratio(finding) for finding in findings]
-    known = [r for r in ratios if r is not None]
-    return max(known) if known and len(known) == len(ratios) else None
-
-
-def holds(certificate: Certificate) -> bool:
-    """Whether a certificate passed, and nothing that it records says otherwise."""
-    found = certificate.findings
-    agreed = found and all(f.passed and ratio(f) is not None for f in found)
-    return bool(certificate.passed and agreed and not certificate.failures)
-
-
 def number(value: object) -> str:
     """A number as people read it: thousands marked, four digits, small ones as 1.2e-05."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -150,4 +128,3 @@ _MARKDOWN = Environment(
     autoescape=False,  # for HTML; `text` escapes what Markdown would read
 )
 _MARKDOWN.filters.update(text=_escape, number=number, percent=percent, times=times, span=span)
-_MARKDOWN.globals.update(holds=holds)

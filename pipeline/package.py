@@ -32,6 +32,7 @@ from pipeline.values import (
     OnnxModel,
     TrainedModel,
 )
+from pipeline.verify import require
 
 CARD = "card.md"
 REPORT = "report.html"
@@ -113,12 +114,7 @@ def package(
 
 
 def _check_certificate(engine: Engine, model: OnnxModel, certificate: Certificate) -> None:
-    if not certificate:
-        raise CertificateFailed(
-            f"engine {engine.target!r} of {model.recipe!r} failed its certificate: "
-            f"{certificate.failures[0]}",
-            fix=f"see {certificate.folder / CERTIFICATE_VALUE}",
-        )
+    require(certificate)
     if (certificate.engine, certificate.subject, certificate.model) != (
         engine.digest,
         engine.files,

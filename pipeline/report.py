@@ -15,21 +15,13 @@ from markupsafe import Markup
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from models.metrics import confusion
 from models.recipe import Recipe
 from models.signature import Signature, TensorSpec
 from pipeline import plots
 from pipeline.artifacts import write_bytes
-from pipeline.card import (
-    holds,
-    measured,
-    number,
-    percent,
-    ratio,
-    read_evaluation,
-    span,
-    times,
-    worst_ratio,
-)
+from pipeline.card import measured, number, percent, read_evaluation, span, times
+from pipeline.compare import ratio, worst_ratio
 from pipeline.values import (
     GALLERY,
     HISTORY,
@@ -92,7 +84,11 @@ def write_report(
     history = json.loads((trained.folder / HISTORY).read_bytes())
     evaluation = read_evaluation(trained)
     classes = evaluation.get("classes")
-    counts = _confusion(evaluation) if classes else None
+    counts = (
+        confusion(np.array(evaluation["predicted"]), np.array(evaluation["actual"]), len(classes))
+        if classes
+        else None
+    )
     metrics = measured(trained, evaluation)
     text = _PAGE.get_template("report.html.j2").render(
         recipe=recipe,
@@ -111,7 +107,7 @@ def write_report(
         samples=_samples(trained, evaluation, model.signature),
         filters=_filters(trained, model.signature),
         certificates=[_certificate(c, model.signature) for c in certificates],
-        passed=bool(certificates) and all(map(holds, certificates)),
+        passed=bool(certificates) and all(certificates),
         lineage=_lineage(trained, model, certificates),
         latency=latency,
         latency_plot=_latency_plot(latency["rows"]) if latency else None,
@@ -188,14 +184,6 @@ def _common_prefix(names: Iterable[str]) -> str:
             break
         shared.append(level[0] + ".")
     return "".join(shared)
-
-
-def _confusion(evaluation: Mapping[str, Any]) -> np.ndarray:
-    """Counts [actual class, predicted class] of the test rows."""
-    count = len(evaluation["classes"])
-    counts = np.zeros((count, count), int)
-    np.add.at(counts, (evaluation["actual"], evaluation["predicted"]), 1)
-    return counts
 
 
 def _scores(classes: Sequence[str], counts: np.ndarray) -> list[ClassScore]:
@@ -293,7 +281,7 @@ def _certificate(certificate: Certificate, signature: Signature) -> dict[str, An
         )
     return {
         "value": certificate,
-        "passed": holds(certificate),
+        "passed": bool(certificate),
         "outputs": outputs,
         "limits": {n: certificate.limits[n] for n in outputs if n in certificate.limits},
         "worst": worst_ratio(certificate.findings),

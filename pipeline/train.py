@@ -56,9 +56,9 @@ def train(
 
     `dataset` is what `recipe.load(data)` gave.
 
-    Writes the files that `TrainedModel` names into `out`. The same seed, data
-    and machine give the same weights: the randomness of an epoch depends on the seed and the
-    epoch alone, so a run that resumes from `checkpoint` ends in the same weights as well.
+    Writes the files that `TrainedModel` names into `out`. The same seed, data and machine give the
+    same weights: the randomness of an epoch depends on the seed and the epoch alone, so a run that
+    resumes from `checkpoint` ends in the same weights as well.
 
     Raises `TrainingFailed` when the loss is not finite, `FloorMissed` when the test metric is
     below the recipe's floor.
@@ -188,7 +188,7 @@ def _train_epoch(
             group["lr"] = _learning_rate(settings, done)
         outputs = module(**{name: tensor[rows] for name, tensor in inputs.items()})
         loss = recipe.loss(outputs, {name: tensor[rows] for name, tensor in targets.items()})
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         norms += torch.stack([gradient.norm() for gradient in gradients])

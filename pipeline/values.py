@@ -144,7 +144,9 @@ class Certificate(BaseModel):
     libraries: dict[str, str]
 
     def __bool__(self) -> bool:
-        return self.passed
+        """Passed, and nothing that it records says otherwise; nothing compared is a failure."""
+        agreed = all(f.passed and f.error is not None for f in self.findings)
+        return self.passed and bool(self.findings) and agreed and not self.failures
 
     @property
     def digest(self) -> str:

@@ -69,11 +69,11 @@ def verify(
             "tf32": False,
             "error": str(error).strip().splitlines()[0][:300],
         }
-    failures = [
+    failures = [  # the most telling first: a person is shown that one
         *_broken_lineage(engine, model),
-        *_uncovered(model, cases, findings),
-        *_said(findings),
         *_other_than_declared(model.signature, facts),
+        *_said(findings),
+        *_uncovered(model, cases, findings),
         *_other_than_requested(wanted, facts),
     ]
     value = Certificate(
@@ -102,6 +102,17 @@ def verify(
     )
     save(value, out, CERTIFICATE_VALUE)
     return value
+
+
+def require(certificate: Certificate) -> None:
+    """Raise `CertificateFailed` with the first failure unless the certificate holds."""
+    if not certificate:
+        first, *more = certificate.failures or ("it records a comparison that failed",)
+        raise CertificateFailed(
+            f"{certificate.recipe} on {certificate.target} is not certified: {first}"
+            + (f" (and {len(more)} more)" if more else ""),
+            fix=f"see {certificate.folder / CERTIFICATE_VALUE}",
+        )
 
 
 def _broken_lineage(engine: Engine, model: OnnxModel) -> Iterator[str]:

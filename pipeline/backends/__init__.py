@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
-
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
 from models.errors import TargetUnavailable
 from models.signature import Arrays, Signature
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class Target:
     """What an engine is built for, by name: library, device and precision."""
 
@@ -70,17 +68,10 @@ class Backend(Protocol):
         ...
 
 
-def _target(name: str, library: str) -> Target:
-    _, device, precision = name.split("-")
-    return Target(name, library, device, precision)
-
-
-# The module that serves each target.
+# The module that serves each library.
 _MODULES = {"ort": "pipeline.backends.ort"}
 
-TARGETS: dict[str, Target] = {
-    name: _target(name, library) for name, library in {"ort-cpu-fp32": "ort"}.items()
-}
+TARGETS = {target.name: target for target in (Target("ort-cpu-fp32", "ort", "cpu", "fp32"),)}
 DEFAULT_TARGET = "ort-cpu-fp32"
 
 _PLANNED = (

@@ -44,6 +44,9 @@ def test_the_recipe_in_the_readme_runs_and_is_served(
     (model,) = json.loads(checked.stdout)["models"]
     assert model["rest"]["answers"] == model["grpc"]["answers"] > 0
 
+    report = fucina("report", "mymodule:RECIPE", "--no-latency", cwd=tmp_path)
+    assert (tmp_path / report.stdout.strip()).is_file(), report.stderr
+
     # A stock client, against the module itself.
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

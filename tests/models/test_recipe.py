@@ -30,6 +30,7 @@ def test_settings_are_converted_and_applied() -> None:
         ({"optimizer": "magic"}, "expected 'sgd', 'momentum', 'adam', 'adamw' or 'rmsprop'"),
         ({"hidden": "wide"}, "'hidden'.*expected a valid integer"),
         ({"learning_rate": "nan"}, "'learning_rate'"),
+        ({"pad": "2"}, "no setting 'pad'"),
     ],
 )
 def test_a_bad_setting_is_refused_with_the_choices(changes: dict[str, str], words: str) -> None:

@@ -123,6 +123,19 @@ def reseal(folder: Path) -> None:
     write_json(folder / MANIFEST, {**manifest(folder), "files": digest_files(folder, names)})
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.onnx", "codec.json", "cases/cases.safetensors", f"{ENGINE}/certificate.json"],
+)
+def test_nothing_that_a_server_reads_goes_unlisted(folder: Path, name: str) -> None:
+    whole = manifest(folder)
+    files = dict(open_bundle(folder).manifest.files)
+    del files[name]
+    write_json(folder / MANIFEST, {**whole, "files": files})
+    with pytest.raises(NotABundle, match=f"does not list {name}"):
+        open_bundle(folder)
+
+
 def test_an_exchanged_engine_has_no_certificate(folder: Path) -> None:
     engine = folder / ENGINE / "engine.onnx"
     engine.write_bytes(engine.read_bytes() + b"\0")
@@ -137,7 +150,9 @@ def test_an_exchanged_engine_has_no_certificate(folder: Path) -> None:
         open_bundle(folder).open_engine()
 
 
-@pytest.mark.parametrize("change", [{"passed": False}, {"findings": []}])
+@pytest.mark.parametrize(
+    "change", [{"passed": False}, {"findings": []}, {"failures": ["samples: not so good"]}]
+)
 def test_an_engine_without_a_passed_certificate_is_not_opened(
     folder: Path, change: dict[str, object]
 ) -> None:

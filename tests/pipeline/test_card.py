@@ -17,7 +17,7 @@ from scipy import stats
 from models.recipe import Recipe, Training
 from models.signature import Axis, Signature, TensorSpec
 from pipeline.artifacts import digest_files, write_json
-from pipeline.card import measured, number, ratio, times, wilson, worst_ratio, write_card
+from pipeline.card import measured, number, times, wilson, write_card
 from pipeline.values import Certificate, Finding, Limit, OnnxModel, TrainedModel
 
 BATCH = Axis("batch", 1, 2, 4)
@@ -156,20 +156,6 @@ def test_only_a_proportion_of_rows_has_an_interval(tmp_path) -> None:
     assert found["log_loss"].interval is None
     # 0.6667 of 5 rows is no count, so it was not measured on rows.
     assert {m.name: m for m in measured(trained, {"rows": 5})}["accuracy"].interval is None
-
-
-def test_ratio_and_the_worst_of_them() -> None:
-    def of(error: float | None, limit: float) -> Finding:
-        return finding("samples", "batch=1", "y", error, limit)
-
-    assert ratio(of(2e-6, 1e-6)) == pytest.approx(2)
-    assert ratio(of(0.0, 0.0)) == 0
-    assert ratio(of(1e-9, 0.0)) == math.inf
-    assert ratio(of(None, 1e-6)) is None
-    assert ratio(of(math.nan, 1e-6)) is None
-    assert worst_ratio([of(1e-7, 1e-6), of(2e-6, 1e-6)]) == pytest.approx(2)
-    assert worst_ratio([of(1e-7, 1e-6), of(None, 1e-6)]) is None
-    assert worst_ratio([]) is None
 
 
 def test_numbers_are_not_rounded_into_something_else() -> None:

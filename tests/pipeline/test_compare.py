@@ -16,10 +16,12 @@ from pipeline.compare import (
     MULTIPLE,
     SMALLEST,
     derive_limits,
+    ratio,
     relative_error,
     replay,
     worst_ratio,
 )
+from pipeline.values import Finding
 
 finite = hnp.arrays(np.float64, (3, 4), elements=st.floats(-1e6, 1e6))
 
@@ -95,11 +97,23 @@ def test_replay_reports_a_crash_and_a_missing_output_as_failures() -> None:
     assert finding.note == "first line"
     (finding,) = replay(lambda inputs: {}, [sound], limits)
     assert not finding.passed
-    assert worst_ratio([finding]) == math.inf
+    assert worst_ratio([finding]) is None
     (finding,) = replay(lambda inputs: {"y": np.ones(2)}, [sound], limits)
     assert finding.passed
     assert worst_ratio([finding]) == 0
 
 
-def test_nothing_compared_is_the_worst() -> None:
-    assert worst_ratio([]) == math.inf
+def test_the_worst_ratio_is_none_when_anything_was_not_compared() -> None:
+    def of(error: float | None, limit: float) -> Finding:
+        return Finding(
+            check="samples", case="c", sizes={}, output="y", error=error, limit=limit, passed=False
+        )
+
+    assert ratio(of(2e-6, 1e-6)) == pytest.approx(2)
+    assert ratio(of(0.0, 0.0)) == 0
+    assert ratio(of(1e-9, 0.0)) == math.inf
+    assert ratio(of(None, 1e-6)) is None
+    assert ratio(of(math.nan, 1e-6)) is None
+    assert worst_ratio([of(1e-7, 1e-6), of(2e-6, 1e-6)]) == pytest.approx(2)
+    assert worst_ratio([of(1e-7, 1e-6), of(None, 1e-6)]) is None
+    assert worst_ratio([]) is None
