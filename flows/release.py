@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flows.stages import Job
 from models.errors import DataUnavailable
 from pipeline.artifacts import load
 from pipeline.backends import DEFAULT_TARGET
+from pipeline.compare import ratio
 from pipeline.progress import Progress
 from pipeline.values import (
     CERTIFICATE_VALUE,
@@ -144,19 +146,14 @@ def release(
 def certificate_markdown(certificate: Certificate) -> str:
     """A certificate as a person reads it in the Prefect UI."""
     verdict = "passed" if certificate else "FAILED"
-    worst: dict[str, Finding] = {}
-    for finding in certificate.findings:
-        size = float("inf") if finding.error is None else finding.error
-        before = worst.get(finding.check)
-        if before is None or (before.error is not None and size > before.error):
-            worst[finding.check] = finding
     lines = [
         f"# {certificate.recipe} on {certificate.target}: {verdict}",
         "",
         "| check | worst case | output | error / scale | limit |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for check, finding in worst.items():
+    for check in dict.fromkeys(finding.check for finding in certificate.findings):
+        finding = max((f for f in certificate.findings if f.check == check), key=_badness)
         error = finding.note if finding.error is None else f"{finding.error:.1e}"
         lines.append(
             f"| {check} | {finding.case} | {finding.output} | {error} | {finding.limit:.1e} |"
@@ -165,6 +162,11 @@ def certificate_markdown(certificate: Certificate) -> str:
     lines += [f"- not run: {text}" for text in certificate.not_run]
     lines += ["", *(f"`{name}` sha256 `{sha}`" for name, sha in certificate.subject.items())]
     return "\n".join(lines)
+
+
+def _badness(finding: Finding) -> float:
+    size = ratio(finding)
+    return math.inf if size is None else size
 
 
 def _job(reference: str, plan: Plan) -> Job:

@@ -40,6 +40,9 @@ MANIFEST = "manifest.json"
 CASES = "cases"
 ENGINES = "engines"
 
+# By kind, the service that serves such bundles: text, for nothing here imports `serving`.
+SERVICES: dict[Kind, str] = {"classification": "serving.classification:Classification"}
+
 
 class Manifest(BaseModel):
     """What the bundle is, where it comes from, and the sha256 of every file in it."""

@@ -16,7 +16,15 @@ from pipeline.artifacts import (
     save,
     write_bytes,
 )
-from pipeline.bundle import CASES, ENGINES, MANIFEST, Bundle, Manifest, open_bundle
+from pipeline.bundle import (
+    CASES,
+    ENGINES,
+    MANIFEST,
+    SERVICES,
+    Bundle,
+    Manifest,
+    open_bundle,
+)
 from pipeline.card import write_card
 from pipeline.cases import CASES_FILE
 from pipeline.progress import Progress, silent
@@ -48,8 +56,6 @@ python:
   packages: ["fucina[cpu,serve]=={version}"]
   lock_packages: false
 """
-# By kind, the service that serves it. Text: nothing here imports `serving`.
-_SERVICES = {"classification": "serving.classification:Classification"}
 
 
 def package(
@@ -81,7 +87,7 @@ def package(
     check_files(trained.folder, trained.files)
     shutil.copy2(trained.folder / CODEC, out / CODEC)
     version = metadata.version("fucina")
-    if service := _SERVICES.get(recipe.kind):
+    if service := SERVICES.get(recipe.kind):
         text = _BENTOFILE.format(service=service, name=recipe.name, version=version)
         write_bytes(out / BENTOFILE, text.encode())
     write_card(recipe, trained, [c for _, c in engines], out / CARD)

@@ -21,12 +21,10 @@ from pathlib import Path
 
 from models.errors import BadSetting, ServingFailed
 from pipeline.backends import DEFAULT_TARGET
-from pipeline.bundle import Bundle
+from pipeline.bundle import SERVICES, Bundle
 from serving.predictor import LOADING, open_bundles
 from serving.runtime import check_port, free_port
 
-# The service class of each kind of recipe.
-SERVICES = {"classification": "serving.classification:Classification"}
 # How long a server may take to become ready, and to answer what is in flight when it ends.
 PATIENCE = 120.0
 GRACE = 20.0

@@ -11,8 +11,8 @@ import torch
 from models.datasets import Dataset
 from models.signature import Signature
 from models.zoo import ZOO
+from pipeline.bundle import SERVICES
 from pipeline.compare import worst_ratio
-from serving.launch import SERVICES
 from tests.conftest import Release
 
 

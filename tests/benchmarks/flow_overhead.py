@@ -6,19 +6,16 @@ a temporary Prefect server, the flow against a standing one. Prints medians and 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from pathlib import Path
 
 from flows.latency import machine
+from tests.standing_server import standing_server
 
 ROUNDS = 5
 SETTINGS = ("--set", "epochs=30")
@@ -37,7 +34,7 @@ with shown():
 
 def main() -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as home, standing_server(home) as api:
+    with tempfile.TemporaryDirectory() as home, standing_server(Path(home)) as api:
         quiet = {**os.environ, "PREFECT_HOME": home}
         quiet.pop("PREFECT_API_URL", None)
         run = [sys.executable, "-m", "flows", "run", "lenet5", *SETTINGS]
@@ -66,28 +63,6 @@ def timed(command: list[str], environment: dict[str, str]) -> float:
         start = time.perf_counter()
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
         return time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def standing_server(home: str) -> Iterator[str]:
-    """A Prefect server as a person starts it; its API address."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-        env={**os.environ, "PREFECT_HOME": home, "DO_NOT_TRACK": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        api = f"http://127.0.0.1:{port}/api"
-        try:
-            while True:
-                with contextlib.suppress(urllib.error.URLError, OSError):
-                    urllib.request.urlopen(f"{api}/health", timeout=1).close()
-                    break
-                time.sleep(0.2)
-            yield api
-        finally:
-            process.terminate()
 
 
 if __name__ == "__main__":
