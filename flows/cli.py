@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows import BUNDLE_LINK, RUN_FILE
+from flows import BUNDLE_LINK, RUN_FILE, experimenting
 from models.errors import BadSetting, FucinaError, MissingArtifact, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import MANIFEST
@@ -111,15 +111,17 @@ def list_command(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--data", help="Look at the size that is trained on this data, not the published.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", callback=_settings)
 @as_json
-def inspect(name: str, settings: dict[str, str], as_json: bool) -> None:
+def inspect(name: str, data: str | None, settings: dict[str, str], as_json: bool) -> None:
     """Layer table: output shape, parameters, multiplications, receptive field; totals."""
     from flows import output
     from models.layers import inspect as look
     from models.zoo import find
 
-    inspection = look(find(name).override(settings))
+    recipe = find(name).override(settings)
+    inspection = look(recipe.on(data) if data else recipe)
     output.print_json(inspection.to_json()) if as_json else output.print_layers(inspection)
 
 
@@ -210,10 +212,6 @@ def _job(
     for wanted in targets:
         target(wanted)
     job = Job(name, data, targets, dict(settings), out, _device(device))
-    if data not in job.recipe.data:
-        raise BadSetting(
-            f"recipe {name!r} has no data {data!r}", expected=" or ".join(job.recipe.data)
-        )
     sweep(job.folder)
     return job
 
@@ -318,3 +316,6 @@ def _run_folder(name: str, out: Path) -> Path:
 
         name = find(name).name
     return out / name
+
+
+experimenting.register(cli, job_options, _job, _device)

@@ -55,7 +55,7 @@ def _measure_case(
     target: str, case: Case, module: torch.nn.Module, session: Session
 ) -> dict[str, Any]:
     tensors = {name: torch.from_numpy(array) for name, array in case.inputs.items()}
-    eager, engine = _alternate(lambda: _call(module, tensors), lambda: session.run(case.inputs))
+    eager, engine = alternate(lambda: _call(module, tensors), lambda: session.run(case.inputs))
     return {
         "target": target,
         "case": case.name,
@@ -66,7 +66,7 @@ def _measure_case(
     }
 
 
-def _alternate(*calls: Callable[[], object]) -> list[float]:
+def alternate(*calls: Callable[[], object]) -> list[float]:
     """Median milliseconds a call, each in turn, so that what disturbs one disturbs all."""
     repeats = []
     for call in calls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -42,11 +43,19 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "kind": recipe.kind,
         "title": recipe.title,
         "paper": recipe.paper,
-        "parameters": sum(p.numel() for p in recipe.build().parameters()),
+        "parameters": _parameters(recipe),
         "data": list(recipe.data),
         "metric": recipe.metric,
         "floor": dict(recipe.floor),
     }
+
+
+def _parameters(recipe: Recipe) -> int:
+    """How many parameters the recipe has as published; the meta device spares their values."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in recipe.build().parameters())
 
 
 def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
@@ -59,6 +68,8 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
         "data": manifest.data["name"],
         "metric": job.recipe.metric,
         "metrics": manifest.metrics,
+        "intervals": manifest.intervals,
+        "remarks": list(manifest.remarks),
         "floor": job.recipe.floor[job.data],
         "certificate": {
             "passed": all(bool(certificate) for certificate in certificates.values()),
@@ -111,6 +122,9 @@ def describe_stage(job: Job, parts: Parts) -> dict[str, Any]:
         "data": trained.data["name"],
         "parameters": trained.parameters,
         "metrics": trained.metrics,
+        "intervals": trained.intervals,
+        "baselines": trained.baselines,
+        "remarks": list(trained.remarks),
         "best_epoch": trained.best_epoch,
         **_place(trained),
     }
@@ -150,13 +164,23 @@ def _lines(value: object, indent: str) -> Iterator[str]:
 
 def print_recipes(rows: list[dict[str, Any]]) -> None:
     """The zoo as a table."""
-    table = _table("name", "kind", "parameters", "data", "metric", "paper")
+    table = _table("name", "kind", ">parameters", "data", "metric", "paper")
+    table.columns[1].no_wrap = True
     for row in rows:
         table.add_row(
             row["name"], row["kind"], f"{row['parameters']:,}", ", ".join(row["data"]),
-            row["metric"], row["paper"],
+            row["metric"], _reference(row["paper"]),
         )  # fmt: skip
     Console().print(table)
+
+
+def _reference(paper: str) -> str:
+    """`First author et al. year` of a paper."""
+    found = re.match(r"(.*?)\s*\b((?:19|20)\d\d)\b", paper)
+    if found is None:
+        return paper
+    first, *others = found[1].split(",")
+    return f"{first}{' et al.' if others else ''} {found[2]}"
 
 
 def print_layers(inspection: Inspection) -> None:
@@ -171,9 +195,20 @@ def print_layers(inspection: Inspection) -> None:
             "-" if layer.receptive_field is None else str(layer.receptive_field),
         )  # fmt: skip
     Console().print(table)
+    if inspection.blocks:
+        blocks = _table("block", "type", "output shape", ">parameters", ">multiplications")
+        for block in inspection.blocks:
+            blocks.add_row(
+                block.name, block.type, " x ".join(map(str, block.output_shape)),
+                f"{block.parameters:,}", f"{block.multiplications:,}",
+            )  # fmt: skip
+        Console().print()
+        Console().print(blocks)
+    more = inspection.training_only_parameters
     Console().print(
-        f"{inspection.name}: {inspection.parameters:,} parameters, "
-        f"{inspection.multiplications:,} multiplications a row"
+        f"{inspection.name}: {inspection.parameters:,} parameters"
+        + (f" (and {more:,} in training only)" if more else "")
+        + f", {inspection.multiplications:,} multiplications a row"
     )
 
 
@@ -191,6 +226,9 @@ def print_released(rows: list[dict[str, Any]]) -> None:
             row["bundle"],
         )  # fmt: skip
     Console().print(table)
+    for row in rows:
+        for remark in row.get("remarks", ()):
+            Console().print(f"{row['name']}: {remark}", markup=False)
 
 
 def _table(*columns: str) -> Table:

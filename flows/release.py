@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -15,6 +15,7 @@ from prefect.tasks import Task
 
 from flows import stages
 from flows.console import listener
+from flows.logged import logged
 from flows.stages import Job
 from models.errors import DataUnavailable
 from pipeline.artifacts import load
@@ -178,15 +179,7 @@ def _record(value: TrainedModel | OnnxModel | Engine | Certificate) -> Record:
 
 
 def _progress(job: Job, stage: str) -> Progress:
-    """Tell the person at the terminal, and the run's log in the Prefect UI."""
-    shown = listener.get()(job.recipe.name, stage)
-    logger = get_run_logger()
-
-    def progress(done: int, total: int, text: str) -> None:
-        shown(done, total, text)
-        logger.info("%s %d/%d %s", stage, done, total, text)
-
-    return progress
+    return logged(listener.get())(job.recipe.name, stage)
 
 
 def _artifact_key(text: str) -> str:

@@ -29,7 +29,7 @@ def write(folder: Path, latency: bool) -> tuple[Path, dict[str, Any] | None]:
     Raises `MissingArtifact` when the folder holds no finished run.
     """
     run = read_run(folder)
-    recipe = find(run["reference"]).override(run["changes"])
+    recipe = find(run["reference"]).override(run["changes"]).on(run["data"])
     trained = load(TrainedModel, folder / run["train"], TRAINED_VALUE)
     model = load(OnnxModel, folder / run["export"], MODEL_VALUE)
     certificates = [load(Certificate, folder / path, CERTIFICATE_VALUE) for path in run["verify"]]

@@ -66,7 +66,7 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return find(self.reference).override(self.changes)
+        return find(self.reference).override(self.changes).on(self.data)
 
     @cached_property
     def dataset(self) -> Dataset:

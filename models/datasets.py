@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +46,8 @@ class Dataset:
     validation: Split
     test: Split
     classes: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()  # of text: the tokens that ids stand for
+    exhaustive: bool = False  # the rows are all that can be, so each split holds all of them
 
     @cached_property
     def digest(self) -> str:
@@ -58,12 +63,12 @@ class Dataset:
 
 def split_rows(
     inputs: Arrays, targets: Arrays, sizes: Mapping[str, int], seed: int = 0
-) -> dict[str, Split]:
-    """Disjoint random splits of the given sizes; the first split takes what remains if it is 0."""
+) -> dict[str, Any]:
+    """Disjoint random `Split`s of the given sizes by name; 0 takes what remains."""
     count = len(next(iter(inputs.values())))
     order = np.random.default_rng(seed).permutation(count)
     rest = count - sum(sizes.values())
-    splits = {}
+    splits: dict[str, Any] = {}  # so that a type checker lets them be keywords of `Dataset`
     start = 0
     for name, size in sizes.items():
         rows = np.sort(order[start : start + (size or rest)])
@@ -79,12 +84,14 @@ def split_rows(
 class RemoteFile:
     """A file of a data set: where it lies under the data folder, its address and its digest.
 
-    `sha256` is of the decompressed bytes, because the same data is found recompressed.
+    `sha256` is of the decompressed bytes, because the same data is found recompressed. What is
+    downloaded may be a ZIP archive that holds the file as `member`.
     """
 
     path: str
     address: str
     sha256: str
+    member: str = ""
 
 
 def fetch(file: RemoteFile) -> bytes:
@@ -127,11 +134,20 @@ def _download(file: RemoteFile) -> bytes:
         ) from error
 
 
+def _decompressed(raw: bytes, file: RemoteFile) -> bytes:
+    if raw[:2] == b"\x1f\x8b":
+        return gzip.decompress(raw)
+    if file.member and raw[:4] == b"PK\x03\x04":
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            return archive.read(file.member)
+    return raw
+
+
 def _checked(raw: bytes, file: RemoteFile, where: str) -> bytes:
     try:
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
-        raise DataCorrupt(f"{where} is not a whole gzip file", got=str(error)) from error
+        data = _decompressed(raw, file)
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise DataCorrupt(f"{where} is not a whole compressed file", got=str(error)) from error
     got = hashlib.sha256(data).hexdigest()
     if got != file.sha256:
         raise DataCorrupt(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from models.codec import Codec, ImageInput
@@ -19,16 +21,17 @@ _DIGESTS = {
 }
 
 
-def embedded_digits() -> Dataset:
-    """1,797 real 8x8 digits that come with scikit-learn, resized bilinearly to 28x28.
+def embedded_digits(image: int = SIZE, channels: int = 1) -> Dataset:
+    """1,797 real 8x8 digits that come with scikit-learn, resized bilinearly to `image` squared.
 
     They are not MNIST: other writers, 16 grey levels, a fortieth of the rows. 1,257 train,
-    180 validation, 360 test, drawn at random.
+    180 validation, 360 test, drawn at random. More than one channel repeats the first.
     """
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)  # [1797, 64] in 0..16, [1797]
-    images = _resize(np.asarray(pixels, np.float32).reshape(-1, 8, 8) / 16, SIZE)[:, None]
+    small = np.asarray(pixels, np.float32).reshape(-1, 8, 8) / 16
+    images = _resize(small, image, channels)
     splits = split_rows(
         {"image": images},
         {"label": np.asarray(labels, np.int64)},
@@ -37,18 +40,22 @@ def embedded_digits() -> Dataset:
     return Dataset(
         name="digits",
         source="scikit-learn's load_digits: UCI Optical Recognition of Handwritten Digits, "
-        "test part, 8x8, resized to 28x28",
+        f"test part, 8x8, resized to {image}x{image}",
         licence="CC BY 4.0 (Alpaydin, Kaynak 1998)",
         classes=CLASSES,
         **splits,
     )
 
 
-def mnist() -> Dataset:
-    """MNIST: 55,000 rows to train, 5,000 of its training rows to validate, its 10,000 to test."""
+def mnist(image: int = SIZE, channels: int = 1) -> Dataset:
+    """MNIST: 55,000 rows to train, 5,000 of its training rows to validate, its 10,000 to test.
+
+    Resized bilinearly to `image` squared; more than one channel repeats the first.
+    """
     images, labels = {}, {}
     for part in ("train", "t10k"):
-        images[part] = _mnist(f"{part}-images")[:, None].astype(np.float32) / 255
+        pixels = _mnist(f"{part}-images").astype(np.float32) / 255
+        images[part] = _resize(pixels, image, channels)
         labels[part] = _mnist(f"{part}-labels").astype(np.int64)
     splits = split_rows(
         {"image": images["train"]}, {"label": labels["train"]}, {"train": 0, "validation": 5000}
@@ -64,13 +71,26 @@ def mnist() -> Dataset:
     )
 
 
-DIGITS = {"embedded": embedded_digits, "full": mnist}
+DIGITS: dict[str, Callable[..., Dataset]] = {"embedded": embedded_digits, "full": mnist}
+
+
+def digits_at(image: int, channels: int) -> dict[str, Callable[..., Dataset]]:
+    """`DIGITS` for a network that was published for pictures of another size."""
+
+    def embedded(image: int = image, channels: int = channels) -> Dataset:
+        return embedded_digits(image, channels)
+
+    def full(image: int = image, channels: int = channels) -> Dataset:
+        return mnist(image, channels)
+
+    return {"embedded": embedded, "full": full}
 
 
 def digit_codec(dataset: Dataset) -> Codec:
     """An uploaded picture of one light digit on a dark ground, answered by class name."""
+    _, channels, height, width = dataset.test.inputs["image"].shape
     return Codec(
-        image=ImageInput(name="image", height=SIZE, width=SIZE),
+        image=ImageInput(name="image", height=height, width=width, channels=channels),
         classes=dataset.classes,
         scores="probabilities",
     )
@@ -88,14 +108,16 @@ def _idx(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, with pixel centres aligned: [n, h, w] to [n, size, size]."""
+def _resize(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Bilinear, with pixel centres aligned: [n, h, w] to [n, channels, size, size]."""
     for axis in (1, 2):
         old = images.shape[axis]
+        if old == size:
+            continue
         at = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
         low = np.floor(at).astype(int)
         high = np.minimum(low + 1, old - 1)
         share = (at - low).astype(np.float32)
         share = share.reshape([-1 if i == axis else 1 for i in range(3)])
         images = images.take(low, axis) * (1 - share) + images.take(high, axis) * share
-    return images
+    return np.repeat(images[:, None], channels, axis=1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from models.recipe import Recipe
 from models.signature import BATCH
@@ -32,13 +33,30 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A module made of others as it was called: their sums, without the batch axis."""
+
+    name: str
+    type: str
+    output_shape: list[int]
+    parameters: int
+    multiplications: int
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """A network's layers in the order of their calls, and totals."""
+    """A network's layers and blocks in the order of their calls, and totals.
+
+    `parameters` are those of what is served; `training_only_parameters` those of modules that
+    exist for training, auxiliary heads say, and are never called in evaluation.
+    """
 
     name: str
     parameters: int
+    training_only_parameters: int
     multiplications: int
     layers: list[Layer]
+    blocks: list[Block]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,19 +81,23 @@ def inspect(recipe: Recipe) -> Inspection:
         if tensor.ndim > 2:  # [batch, channels, *space]
             tracer.fields[id(tensor)] = _Field(1, 1)
     hooks = [
-        part.register_forward_hook(tracer.leave(name.removeprefix("network.")))
+        hook
         for name, part in module.named_modules()
-        if not list(part.children())
+        for hook in tracer.watch(name.removeprefix("network."), part)
     ]
     with torch.inference_mode(), tracer:
         module(**inputs)
     for hook in hooks:
         hook.remove()
+    everything = sum(p.numel() for p in module.parameters())
+    served = sum(p.numel() for p in module.parameters() if id(p) in tracer.used)
     return Inspection(
         name=recipe.name,
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=served,
+        training_only_parameters=everything - served,
         multiplications=tracer.multiplications,
         layers=tracer.layers,
+        blocks=[block for block in tracer.blocks if block],
     )
 
 
@@ -92,7 +114,9 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.fields: dict[int, _Field] = {}
         self.layers: list[Layer] = []
+        self.blocks: list[Block | None] = []  # None until the call is over
         self.multiplications = 0
+        self.used: set[int] = set()  # parameters that a call had to do with
         self._counted = 0
         self._seen: set[int] = set()  # parameters of a layer that is called again count once
         self._kept: list[Tensor] = []  # a freed tensor's id would be given to another
@@ -106,6 +130,7 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
+        self.used |= {id(a) for a in _flatten((args, kwargs)) if isinstance(a, nn.Parameter)}
         if isinstance(result, Tensor):
             self.multiplications += _multiplications(func, args, kwargs, result)
             field = self._field(func, args, kwargs, result)
@@ -114,12 +139,22 @@ class _Tracer(TorchFunctionMode):
                 self._kept.append(result)
         return result
 
-    def leave(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def watch(self, name: str, module: nn.Module) -> list[RemovableHandle]:
+        """Note each call of a leaf as a layer and of a composite as a block, but for the root."""
+        if not list(module.children()):
+            return [module.register_forward_hook(self._leave_layer(name))]
+        if name in ("", "network"):
+            return []
+        enter, leave = self._around_block(name)
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def _leave_layer(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
+            first = _first(output)
             field = self.fields.get(id(first))
             own = [p for p in module.parameters() if id(p) not in self._seen]
             self._seen |= {id(p) for p in own}
+            self.used |= {id(p) for p in own}
             self.layers.append(
                 Layer(
                     name=name,
@@ -134,6 +169,28 @@ class _Tracer(TorchFunctionMode):
 
         return hook
 
+    def _around_block(
+        self, name: str
+    ) -> tuple[Callable[[nn.Module, Any], None], Callable[[nn.Module, Any, Any], None]]:
+        entered: list[tuple[int, int]] = []  # place in the list, multiplications before
+
+        def enter(_module: nn.Module, _inputs: Any) -> None:
+            entered.append((len(self.blocks), self.multiplications))
+            self.blocks.append(None)
+
+        def leave(module: nn.Module, _inputs: Any, output: Any) -> None:
+            place, before = entered.pop()
+            self.used |= {id(p) for p in module.parameters(recurse=False)}
+            self.blocks[place] = Block(
+                name=name,
+                type=type(module).__name__,
+                output_shape=list(_first(output).shape[1:]),
+                parameters=sum(p.numel() for p in module.parameters() if id(p) in self.used),
+                multiplications=self.multiplications - before,
+            )
+
+        return enter, leave
+
     def _field(
         self,
         func: Callable[..., Any],
@@ -146,7 +203,7 @@ class _Tracer(TorchFunctionMode):
         if not seen:
             return None
         widest, source = max(seen, key=lambda pair: pair[0].size)
-        if source.ndim > 2 and (result.ndim == 2 or func is functional.adaptive_avg_pool2d):
+        if source.ndim > 2 and (result.ndim == 2 or func in _ADAPTIVE):
             # Flattened or pooled over all of space: everything is seen.
             whole = widest.size + (max(source.shape[2:]) - 1) * widest.jump
             return _Field(whole, widest.jump)
@@ -155,6 +212,10 @@ class _Tracer(TorchFunctionMode):
             return widest
         kernel, stride = window
         return _Field(widest.size + (kernel - 1) * widest.jump, widest.jump * stride)
+
+
+def _first(output: Any) -> Tensor:
+    return next(leaf for leaf in _flatten(output) if isinstance(leaf, Tensor))
 
 
 def _flatten(value: Any) -> list[Any]:
@@ -170,6 +231,7 @@ _TRANSPOSED = (
     functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
 )  # fmt: skip
 _PRODUCTS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, torch.mm)
+_ADAPTIVE = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
 _POOLINGS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
 
 

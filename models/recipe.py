@@ -22,17 +22,34 @@ Kind = Literal["classification", "segmentation", "sequence", "generative", "dete
 Tensors = dict[str, "Tensor"]
 
 
+Optimizer = Literal["sgd", "momentum", "adam", "adamw", "adadelta", "adagrad", "rmsprop"]
+Schedule = Literal["constant", "step", "cosine", "one-cycle", "plateau"]
+
+
 class Training(BaseModel):
-    """How a recipe is trained; each field is a setting."""
+    """How a recipe is trained; each field is a setting.
+
+    What the names mean stands in `models.optimization` and `models.augment`. 0 turns off
+    `weight_decay`, `clip_norm` (the largest norm of the whole gradient), `patience` (epochs
+    without a better validation metric, after which training stops) and each augmentation of the
+    training batches, which is drawn up to the setting: `rotate` in degrees, `shift` and `scale` as
+    shares of the picture, `noise` as a standard deviation in the input's units.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 128
-    optimizer: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] = "adam"
+    optimizer: Optimizer = "adam"
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    patience: Annotated[int, Field(ge=0)] = 0
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
@@ -48,10 +65,17 @@ class Recipe:
       a module from named tensors to a dictionary of named tensors. It is also what is trained, so
       training and serving cannot disagree about preprocessing.
     - `data[name](**settings)` gives a `Dataset` with separate train, validation and test rows.
-    - `loss(outputs, targets)` is a scalar, `evaluate(outputs, targets)` the metrics over a split.
-    - `prepare(module, inputs)` runs once on the training inputs, for statistics of the input.
-    - `floor[name]` is the least test value of `metric` on that data, missing it fails the run;
-      `training[name]` is how it is trained there.
+    - `loss(outputs, targets, **settings)` is a scalar, `evaluate(outputs, targets)` the metrics
+      over a split.
+    - `gradients(module, inputs, targets)` fills the parameters' gradients by a rule of its own and
+      gives the loss; without it, back-propagation of `loss` does.
+    - `prepare(module, inputs, targets)` runs once on the training rows, for their statistics.
+    - `floor[name]` is the least test value of `metric` on that data, missing it fails the run, and
+      None asks for nothing; `training[name]` is how it is trained there.
+    - `presets[name]` are settings on that data, beneath those that are set by hand. The declared
+      defaults are the published size; a preset makes it trainable on less.
+    - `baseline(dataset)` gives test metrics of a reference model, to stand beside the recipe's.
+    - `remarks(dataset, metrics)` are sentences about this data that a person has to be told.
     - `deviations` name what differs from the paper.
     """
 
@@ -63,13 +87,17 @@ class Recipe:
     served: Callable[..., nn.Module] = lambda network: network
     signature: Callable[..., Signature]
     data: Mapping[str, Callable[..., Dataset]]
-    loss: Callable[[Tensors, Tensors], Tensor]
+    loss: Callable[..., Tensor]
     evaluate: Callable[[Arrays, Arrays], dict[str, float]]
     metric: str
-    floor: Mapping[str, float]
+    floor: Mapping[str, float | None]
     training: Mapping[str, Training]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gradients: Callable[[nn.Module, Tensors, Tensors], Tensor] | None = None
     codec: Callable[[Dataset], Codec] = lambda dataset: Codec()
-    prepare: Callable[[nn.Module, Tensors], None] = lambda module, inputs: None
+    prepare: Callable[[nn.Module, Tensors, Tensors], None] = lambda module, inputs, targets: None
+    baseline: Callable[[Dataset], dict[str, float]] = lambda dataset: {}
+    remarks: Callable[[Dataset, dict[str, float]], tuple[str, ...]] = lambda dataset, metrics: ()
     exporter: Literal["dynamo", "torchscript"] = "dynamo"
     deviations: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -80,7 +108,7 @@ class Recipe:
         Raises `BadSetting` naming the setting, what it got and what it may be.
         """
         own = _keywords(self)
-        fields: dict[str, Any] = {**own, "floor": (float | None, None)}
+        fields: dict[str, Any] = {**own, "floor": (_Floor, "none")}
         for name, info in Training.model_fields.items():
             fields[name] = (info.annotation, info)
         for name in changes:
@@ -101,19 +129,38 @@ class Recipe:
                 got=repr(first["input"]),
                 expected=first["msg"].removeprefix("Input should be "),
             ) from error
-        floor = values.pop("floor", None)
+        floor = self.floor
+        if "floor" in values:
+            least = values.pop("floor")
+            floor = dict.fromkeys(self.data, None if least == "none" else least)
         training = {n: values.pop(n) for n in list(values) if n in Training.model_fields}
-        return replace(
+        changed = replace(
             self,
             training={n: t.model_copy(update=training) for n, t in self.training.items()},
             settings={**self.settings, **values},
-            floor=self.floor if floor is None else dict.fromkeys(self.data, floor),
+            floor=floor,
         )
+        changed._check_augmentation(training)
+        return changed
+
+    def on(self, data: str) -> Recipe:
+        """The recipe as it is trained on that data: its presets beneath what was set by hand.
+
+        Raises `BadSetting` with the names of the data sets there are.
+        """
+        if data not in self.data:
+            raise BadSetting(
+                f"recipe {self.name!r} has no data {data!r}", expected=" or ".join(self.data)
+            )
+        return replace(self, settings={**self.presets.get(data, {}), **self.settings})
 
     def all_settings(self, data: str) -> dict[str, Any]:
         """Every setting with its value on that data: the training ones, then the recipe's own."""
-        own = {name: default for name, (_, default) in _keywords(self).items()}
-        return self.training[data].model_dump() | own | dict(self.settings)
+        return self.training[data].model_dump() | self.published() | dict(self.on(data).settings)
+
+    def published(self) -> dict[str, Any]:
+        """The recipe's own settings as declared: the size that was published."""
+        return {name: default for name, (_, default) in _keywords(self).items()}
 
     def build(self) -> nn.Module:
         """A fresh served module with initial weights, drawn from torch's current generator."""
@@ -125,22 +172,40 @@ class Recipe:
 
     def load(self, data: str) -> Dataset:
         """The data set of that name. Raises `BadSetting` with the names there are."""
-        if data not in self.data:
-            raise BadSetting(
-                f"recipe {self.name!r} has no data {data!r}", expected=" or ".join(self.data)
-            )
-        return self._call(self.data[data])
+        recipe = self.on(data)
+        return recipe._call(self.data[data])
+
+    def compute_loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
+        return self._call(self.loss, outputs, targets)
+
+    def _check_augmentation(self, changed: Mapping[str, Any]) -> None:
+        """Refuse an augmentation that no input of this recipe can take."""
+        inputs = self.make_signature().inputs
+        can = {
+            "noise": any(spec.floating for spec in inputs),
+            **dict.fromkeys(("rotate", "shift", "scale"), any(s.picture for s in inputs)),
+        }
+        for name, possible in can.items():
+            if changed.get(name) and not possible:
+                raise BadSetting(
+                    f"setting {name!r} of recipe {self.name!r} is refused",
+                    got=changed[name],
+                    expected="0, for the recipe has no input that it could change",
+                )
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         names = _parameters(function)
         return function(*args, **{n: v for n, v in self.settings.items() if n in names})
 
 
+_Floor = Annotated[float, Field(allow_inf_nan=False)] | Literal["none"]
+
+
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """The keyword parameters with defaults of a callable: name to (type, default)."""
     init = function.__init__ if inspect.isclass(function) else function
     try:
-        hints = get_type_hints(init)
+        hints = get_type_hints(init, include_extras=True)
     except NameError:  # names that exist for the type checker only
         hints = {}
     return {
@@ -152,7 +217,8 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 def _keywords(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
-    for function in (recipe.network, recipe.served, recipe.signature, *recipe.data.values()):
+    parts = (recipe.network, recipe.served, recipe.signature, recipe.loss, *recipe.data.values())
+    for function in parts:
         for name, declared in _parameters(function).items():
             if found.setdefault(name, declared)[1] != declared[1]:
                 raise BadSetting(

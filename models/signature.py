@@ -7,6 +7,7 @@ validation and the service's schema are all computed from one `Signature`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -52,7 +53,9 @@ class TensorSpec:
     """One named tensor: its dtype, its shape (sizes and axes), the values it is meant to hold.
 
     `low` and `high` say what range real inputs have; they shape the edge inputs of the
-    certificate and the documentation, and finite values beyond them are not refused.
+    certificate and the documentation. Finite floats beyond them are not refused; integers are,
+    because most integers are an index, and one outside its table crashes an engine or reads
+    nonsense.
     """
 
     name: str
@@ -82,6 +85,11 @@ class TensorSpec:
     @property
     def floating(self) -> bool:
         return self.dtype.startswith("float")
+
+    @property
+    def picture(self) -> bool:
+        """Whether it holds pictures: floats [batch, channels, height, width]."""
+        return self.floating and len(self.shape) == 4
 
     def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape when each axis has the given size."""
@@ -212,7 +220,7 @@ class Signature:
 
         Raises `BadInput` naming the input, what it got and what it expected: a missing or
         unknown name, a dtype, a rank, a size, two inputs that disagree on an axis, a NaN or an
-        infinity.
+        infinity, an integer out of its declared range.
         """
         expected = [spec.name for spec in self.inputs]
         for name in arrays:
@@ -287,11 +295,27 @@ def _check_tensor(spec: TensorSpec, array: np.ndarray, sizes: Sizes) -> None:
             got=f"{bad} NaN or infinite of {array.size}",
             expected="finite values",
         )
+    if not spec.floating and array.size:
+        _check_range(spec, int(array.min()), int(array.max()))
+
+
+def _check_range(spec: TensorSpec, least: int, most: int) -> None:
+    low = -math.inf if spec.low is None else spec.low
+    high = math.inf if spec.high is None else spec.high
+    if least < low or most > high:
+        raise BadInput(
+            f"input {spec.name!r} holds a value out of range",
+            got=least if least < low else most,
+            expected=f"{low:.0f} to {high:.0f}",
+        )
 
 
 def _tensor_schema(spec: TensorSpec) -> dict[str, Any]:
     kind = "number" if spec.floating else "boolean" if spec.dtype == "bool" else "integer"
     schema: dict[str, Any] = {"type": kind}
+    if kind == "integer":  # of which those out of range are refused
+        bounds = {"minimum": spec.low, "maximum": spec.high}
+        schema |= {name: int(bound) for name, bound in bounds.items() if bound is not None}
     for size in reversed(spec.shape):
         low, high = (size.min, size.max) if isinstance(size, Axis) else (size, size)
         schema = {"type": "array", "items": schema, "minItems": low, "maxItems": high}

@@ -6,12 +6,40 @@ import importlib
 import sys
 from pathlib import Path
 
+from models.alexnet import ALEXNET
+from models.cnn import CNN_32_64_1024
 from models.errors import UnknownRecipe
+from models.googlenet import GOOGLENET, INCEPTION_MINI
 from models.lenet5 import LENET5
-from models.mlp import MLP_784_512_10
+from models.mlp import MLP_784_512_10, MLP_BATCHNORM, MLP_DROPOUT
+from models.mlp_tabular import MLP_REGRESSION, MLP_TABULAR
+from models.perceptron import PERCEPTRON
 from models.recipe import Recipe
+from models.resnet import PLAIN20, PLAIN56, RESNET18, RESNET20, RESNET56
+from models.spam_cnn import SPAM_CNN
+from models.xor import XOR
 
-ZOO: dict[str, Recipe] = {recipe.name: recipe for recipe in (MLP_784_512_10, LENET5)}
+_RECIPES = (
+    PERCEPTRON,
+    XOR,
+    MLP_784_512_10,
+    MLP_DROPOUT,
+    MLP_BATCHNORM,
+    MLP_TABULAR,
+    MLP_REGRESSION,
+    CNN_32_64_1024,
+    LENET5,
+    ALEXNET,
+    RESNET20,
+    RESNET56,
+    PLAIN20,
+    PLAIN56,
+    RESNET18,
+    GOOGLENET,
+    INCEPTION_MINI,
+    SPAM_CNN,
+)
+ZOO: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def find(reference: str) -> Recipe:

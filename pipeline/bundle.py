@@ -59,6 +59,8 @@ class Manifest(BaseModel):
     lineage: dict[str, str]
     data: dict[str, str]
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
+    remarks: tuple[str, ...] = ()
     libraries: dict[str, str]
     engines: tuple[str, ...]
     files: dict[str, str]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,17 +17,20 @@ from pipeline.artifacts import write_bytes
 from pipeline.compare import worst_ratio
 from pipeline.values import EVALUATION, Certificate, TrainedModel
 
-_CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric over the test rows; of a proportion also its 95 % confidence interval."""
+    """One metric over the test rows, and its 95 % confidence interval."""
 
     name: str
     value: float
     rows: int
     interval: tuple[float, float] | None
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share of rows, which people read in percent."""
+        return "accuracy" in self.name
 
 
 def write_card(
@@ -41,6 +42,7 @@ def write_card(
         trained=trained,
         signature=recipe.make_signature(),
         metrics=measured(trained, read_evaluation(trained)),
+        changed=changed(trained),
         certificates=certificates,
         worst={c.target: worst_ratio(c.findings) for c in certificates},
     )
@@ -53,25 +55,21 @@ def read_evaluation(trained: TrainedModel) -> dict[str, Any]:
 
 
 def measured(trained: TrainedModel, evaluation: dict[str, Any]) -> list[Measured]:
-    """Every test metric, in order; an accuracy that counts rows has an interval."""
+    """Every test metric, in order, with its confidence interval where it has one."""
     rows = evaluation["rows"]
-    found = []
-    for name, value in sorted(trained.metrics.items()):
-        hits = value * rows
-        counted = "accuracy" in name and 0 <= value <= 1 and math.isclose(hits, round(hits))
-        interval = wilson(round(hits), rows) if counted else None
-        found.append(Measured(name, value, rows, interval))
-    return found
+    return [
+        Measured(name, value, rows, trained.intervals.get(name))
+        for name, value in sorted(trained.metrics.items())
+    ]
 
 
-def wilson(hits: int, rows: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
-    share = hits / rows
-    centre = share + z * z / (2 * rows)
-    half = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    whole = 1 + z * z / rows
-    return max(0.0, (centre - half) / whole), min(1.0, (centre + half) / whole)
+def changed(trained: TrainedModel) -> list[tuple[str, Any, Any]]:
+    """The recipe's own settings that are not as published: name, published value, value here."""
+    return [
+        (name, value, trained.settings[name])
+        for name, value in trained.published.items()
+        if trained.settings[name] != value
+    ]
 
 
 def number(value: object) -> str:
@@ -96,6 +94,14 @@ def span(spec: TensorSpec) -> str:
             return f"{number(high)} or less"
         case low, high:
             return f"{number(low)} to {number(high)}"
+
+
+def interval(metric: Measured) -> str:
+    """A metric's confidence interval, in its own unit."""
+    if metric.interval is None:
+        return "not computed"
+    low, high = (percent(v) if metric.share else number(v) for v in metric.interval)
+    return f"{low} to {high}"
 
 
 def percent(share: float) -> str:
@@ -127,4 +133,6 @@ _MARKDOWN = Environment(
     keep_trailing_newline=True,
     autoescape=False,  # for HTML; `text` escapes what Markdown would read
 )
-_MARKDOWN.filters.update(text=_escape, number=number, percent=percent, times=times, span=span)
+_MARKDOWN.filters.update(
+    text=_escape, number=number, percent=percent, times=times, span=span, interval=interval
+)

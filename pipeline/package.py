@@ -110,6 +110,8 @@ def package(
         },
         data=trained.data,
         metrics=trained.metrics,
+        intervals=trained.intervals,
+        remarks=trained.remarks,
         libraries={"fucina": version} | trained.libraries | model.libraries,
         engines=tuple(engine.target for engine, _ in engines),
         files=files,

@@ -20,7 +20,7 @@ from models.recipe import Recipe
 from models.signature import Signature, TensorSpec
 from pipeline import plots
 from pipeline.artifacts import write_bytes
-from pipeline.card import measured, number, percent, read_evaluation, span, times
+from pipeline.card import interval, measured, number, percent, read_evaluation, span, times
 from pipeline.compare import ratio, worst_ratio
 from pipeline.values import (
     GALLERY,
@@ -58,13 +58,14 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Sample:
-    """One test row of the gallery, as pictures where its inputs are pictures."""
+    """One test row of the gallery, as pictures or text where its inputs are that."""
 
     row: int
     pictures: list[str]
+    text: str = ""
     actual: str = ""
     predicted: str = ""
-    confidence: float = 0.0
+    confidence: float | None = None
     wrong: bool = False
 
 
@@ -96,6 +97,7 @@ def write_report(
         model=model,
         signature=model.signature,
         metrics=metrics,
+        evaluation_rows=evaluation["rows"],
         headline=next((m for m in metrics if m.name == recipe.metric), None),
         curves=_curves(history, recipe.metric, trained.best_epoch),
         norms=_gradient_norms(history, trained.layers),
@@ -210,22 +212,25 @@ def _mistakes(classes: Sequence[str], counts: np.ndarray) -> list[tuple[str, str
 def _samples(
     trained: TrainedModel, evaluation: Mapping[str, Any], signature: Signature
 ) -> list[Sample]:
-    """The gallery's rows, mistakes first; none when no input is a picture."""
+    """The gallery's rows, mistakes first; none when no input is a picture or text."""
     inputs = load_file(trained.folder / GALLERY)
     specs = [spec for spec in signature.inputs if spec.name in inputs and _is_picture(spec)]
     samples = []
-    for place, row in enumerate(evaluation["gallery"] if specs else ()):
+    texts = evaluation.get("texts")
+    for place, row in enumerate(evaluation["gallery"] if specs or texts else ()):
         drawn = []
         for spec in specs:
             pixels = inputs[spec.name]
             low = float(pixels.min()) if spec.low is None else spec.low
             high = float(pixels.max()) if spec.high is None else spec.high
             drawn.append(plots.picture(pixels[place], low, high))
-        sample = Sample(row, drawn)
+        text = texts[place] if texts else ""
+        sample = Sample(row, drawn, text)
         if classes := evaluation.get("classes"):
             actual, predicted = evaluation["actual"][row], evaluation["predicted"][row]
-            confidence, wrong = evaluation["confidence"][row], actual != predicted
-            sample = Sample(row, drawn, classes[actual], classes[predicted], confidence, wrong)
+            sureness = evaluation["confidence"][row] if "confidence" in evaluation else None
+            wrong = actual != predicted
+            sample = Sample(row, drawn, text, classes[actual], classes[predicted], sureness, wrong)
         samples.append(sample)
     return sorted(samples, key=lambda sample: not sample.wrong)
 
@@ -364,6 +369,12 @@ _PAGE = Environment(
     lstrip_blocks=True,
 )
 _PAGE.filters.update(
-    number=number, percent=percent, times=times, span=span, ratio=ratio, words=_words
+    number=number,
+    percent=percent,
+    times=times,
+    span=span,
+    ratio=ratio,
+    words=_words,
+    interval=interval,
 )
 _PAGE.globals.update(laws=_LAWS)

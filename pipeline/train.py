@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.codec import Codec
+from models.augment import augment, draw_noise
 from models.datasets import Dataset
 from models.errors import FloorMissed, TrainingFailed
+from models.optimization import learning_rate, make_optimizer
 from models.recipe import Recipe, Training
 from models.signature import Arrays
 from pipeline.artifacts import digest_files, replacing, save, write_json
+from pipeline.evaluation import intervals, write_evaluation
 from pipeline.progress import Progress, silent
 from pipeline.values import (
     CODEC,
@@ -36,7 +36,6 @@ from pipeline.values import (
 from pipeline.versions import libraries
 
 _EVALUATION_ROWS = 512
-_GALLERY_ROWS = 24
 
 Epochs = list[dict[str, Any]]
 Tensors = dict[str, Tensor]
@@ -61,17 +60,20 @@ def train(
     resumes from `checkpoint` ends in the same weights as well.
 
     Raises `TrainingFailed` when the loss is not finite, `FloorMissed` when the test metric is
-    below the recipe's floor.
+    below the recipe's floor, with what the recipe remarks about this data.
     """
-    settings = recipe.training[data]
+    recipe, settings = recipe.on(data), recipe.training[data]
     with _deterministic(settings.seed, device):
         module = recipe.build()
         module.to(device)
+        for parameter in module.parameters():
+            if parameter.ndim == 4:  # convolutions are a fifth faster so, and saved as usual
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         train_rows, validation_rows = (
             (_tensors(split.inputs, device), _tensors(split.targets, device))
             for split in (dataset.train, dataset.validation)
         )
-        recipe.prepare(module, train_rows[0])
+        recipe.prepare(module, *train_rows)
         best, history = _fit(
             recipe, settings, module, train_rows, validation_rows, checkpoint, progress
         )
@@ -80,9 +82,11 @@ def train(
     metrics = recipe.evaluate(outputs, dataset.test.targets)
     best_epoch = _best_epoch(recipe, history)
     floor = recipe.floor[data]
-    if not metrics[recipe.metric] >= floor:
+    remarks = recipe.remarks(dataset, metrics)
+    if floor is not None and not metrics[recipe.metric] >= floor:
         raise FloorMissed(
-            f"{recipe.name} trained on {dataset.name} misses its floor of test {recipe.metric}",
+            f"{recipe.name} trained on {dataset.name} misses its floor of test {recipe.metric}"
+            + "".join(f"; {remark}" for remark in remarks),
             got=f"{metrics[recipe.metric]:.4f}",
             expected=f"{floor} or more",
             fix="train longer (--set epochs=N), or accept less (--set floor=X)",
@@ -91,20 +95,25 @@ def train(
     write_json(out / HISTORY, history)
     codec = recipe.codec(dataset)
     write_json(out / CODEC, codec.model_dump(mode="json"))
-    _write_evaluation(dataset, codec, outputs, metrics, out)
+    write_evaluation(dataset, codec, outputs, metrics, out)
     value = TrainedModel(
         folder=out,
         recipe=recipe.name,
         settings=recipe.all_settings(data),
+        published=recipe.published(),
         data={
             "name": dataset.name,
             "source": dataset.source,
             "licence": dataset.licence,
             "digest": dataset.digest,
         },
+        held_out=not dataset.exhaustive,
         parameters=sum(p.numel() for p in module.parameters()),
         layers=tuple(name for name, _ in module.named_parameters()),
         metrics=metrics,
+        intervals=intervals(recipe, outputs, dataset.test.targets, metrics),
+        baselines=recipe.baseline(dataset),
+        remarks=remarks,
         floor=floor,
         best_epoch=best_epoch,
         first_layer=next((n for n, p in module.named_parameters() if p.ndim >= 2), None),
@@ -144,12 +153,16 @@ def _fit(
     checkpoint: Path | None,
     progress: Progress,
 ) -> tuple[Tensors, Epochs]:
-    optimizer = _optimizer(settings, module)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = make_optimizer(settings, parameters)
     best, history = _resume(checkpoint, module, optimizer)
     for epoch in range(len(history) + 1, settings.epochs + 1):
+        if _stopped_early(recipe, settings, history):
+            break
         facts = {"epoch": epoch} | _train_epoch(
-            recipe, settings, module, optimizer, *train_rows, epoch
-        )
+            recipe, settings, module, optimizer, *train_rows, epoch,
+            [entry["validation"]["loss"] for entry in history],
+        )  # fmt: skip
         facts["validation"] = _evaluate(recipe, module, *validation_rows)
         history.append(facts)
         if _best_epoch(recipe, history) == epoch:
@@ -170,10 +183,16 @@ def _train_epoch(
     inputs: Tensors,
     targets: Tensors,
     epoch: int,
+    validation_losses: list[float],
 ) -> dict[str, Any]:
-    """One pass over the rows in a new order; mean loss, and mean gradient norm per parameter."""
+    """One pass over the rows in a new order.
+
+    The mean loss, the last learning rate, and of each parameter the mean gradient norm before
+    clipping.
+    """
     module.train()
-    torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout, and the order below
+    # The order below, augmentation, dropout.
+    torch.manual_seed(settings.seed * 1_000_003 + epoch)
     device = next(iter(inputs.values())).device
     count = len(next(iter(inputs.values())))
     order = torch.randperm(count).to(device)
@@ -182,16 +201,24 @@ def _train_epoch(
     total = torch.zeros((), device=device)
     norms = torch.zeros(len(parameters), device=device)
     batches = order.split(settings.batch_size)
+    rate = settings.learning_rate
     for step, rows in enumerate(batches):
         done = (epoch - 1 + step / len(batches)) / settings.epochs
+        rate = learning_rate(settings, done, validation_losses)
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(settings, done)
-        outputs = module(**{name: tensor[rows] for name, tensor in inputs.items()})
-        loss = recipe.loss(outputs, {name: tensor[rows] for name, tensor in targets.items()})
+            group["lr"] = rate
+        batch = _augmented(_rows(inputs, rows), settings)
+        wanted = _rows(targets, rows)
         optimizer.zero_grad()
-        loss.backward()
+        if recipe.gradients:
+            loss = recipe.gradients(module, batch, wanted)
+        else:
+            loss = recipe.compute_loss(module(**batch), wanted)
+            loss.backward()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         norms += torch.stack([gradient.norm() for gradient in gradients])
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         total += loss.detach() * len(rows)
     mean = float(total) / count
@@ -203,6 +230,7 @@ def _train_epoch(
         )
     return {
         "loss": mean,
+        "learning_rate": rate,
         "gradient_norms": dict(zip(names, (norms / len(batches)).tolist(), strict=True)),
     }
 
@@ -212,7 +240,7 @@ def _evaluate(
     recipe: Recipe, module: nn.Module, inputs: Tensors, targets: Tensors
 ) -> dict[str, float]:
     outputs = predict(module, inputs)
-    loss = float(recipe.loss(outputs, targets))
+    loss = float(recipe.compute_loss(outputs, targets))
     return {"loss": loss} | recipe.evaluate(_arrays(outputs), _arrays(targets))
 
 
@@ -225,54 +253,25 @@ def _best_epoch(recipe: Recipe, history: Epochs) -> int:
     return best["epoch"]
 
 
-def _write_evaluation(
-    dataset: Dataset, codec: Codec, outputs: Arrays, metrics: dict[str, float], out: Path
-) -> None:
-    """What a report shows of the test split: numbers, and some rows, the surest mistakes first."""
-    facts: dict[str, Any] = {"metrics": metrics, "rows": len(dataset.test)}
-    gallery = np.arange(min(_GALLERY_ROWS, len(dataset.test)))
-    if codec.scores and "label" in dataset.test.targets:
-        actual, scores = dataset.test.targets["label"], outputs[codec.scores]
-        predicted, confidence = scores.argmax(1), scores.max(1)
-        wrong = np.flatnonzero(predicted != actual)
-        wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: _GALLERY_ROWS // 2]
-        right = np.flatnonzero(predicted == actual)[: _GALLERY_ROWS - len(wrong)]
-        gallery = np.concatenate([wrong, right])
-        facts |= {
-            "classes": list(codec.classes),
-            "actual": actual.tolist(),
-            "predicted": predicted.tolist(),
-            "confidence": [round(float(share), 6) for share in confidence],
-        }
-    facts["gallery"] = gallery.tolist()
-    write_json(out / EVALUATION, facts)
-    inputs = {name: array[gallery] for name, array in dataset.test.inputs.items()}
-    safetensors.numpy.save_file(inputs, out / GALLERY)
+def _stopped_early(recipe: Recipe, settings: Training, history: Epochs) -> bool:
+    if not settings.patience or not history:
+        return False
+    return len(history) - _best_epoch(recipe, history) >= settings.patience
 
 
-def _optimizer(settings: Training, module: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    match settings.optimizer:
-        case "sgd":
-            return torch.optim.SGD(parameters, rate, weight_decay=decay)
-        case "momentum":
-            return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay)
-        case "adam":
-            return torch.optim.Adam(parameters, rate, weight_decay=decay)
-        case "adamw":
-            return torch.optim.AdamW(parameters, rate, weight_decay=decay)
-        case "rmsprop":
-            return torch.optim.RMSprop(parameters, rate, weight_decay=decay)
+def _rows(tensors: Tensors, rows: Tensor) -> Tensors:
+    # index_select is faster than indexing by a tensor.
+    return {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
 
 
-def _learning_rate(settings: Training, done: float) -> float:
-    """The rate when the share `done` of all updates is behind."""
-    match settings.schedule:
-        case "constant":
-            return settings.learning_rate
-        case "cosine":
-            return settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+def _augmented(inputs: Tensors, settings: Training) -> Tensors:
+    """A training batch with its pictures moved and its floats made noisy, as the settings say."""
+    changed = {}
+    for name, tensor in inputs.items():
+        picture = tensor.is_floating_point() and tensor.ndim == 4
+        moved = augment(tensor, settings) if picture else tensor
+        changed[name] = draw_noise(moved, settings) if tensor.is_floating_point() else moved
+    return changed
 
 
 def _tensors(arrays: Arrays, device: str) -> Tensors:
@@ -335,4 +334,8 @@ def _resume(
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # fused kernels read both in one order of memory
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return groups["best"], history

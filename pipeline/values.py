@@ -32,11 +32,14 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 class TrainedModel(BaseModel):
     """`train`'s result: weights, codec, and what happened in training and on the test split.
 
-    `data` has the data set's name, source, licence and digest; `layers` are the names of the
-    parameter tensors from input to output. history.json is a list of epochs:
-    epoch, loss, gradient_norms by parameter, validation (loss and metrics). evaluation.json has the
-    test split's metrics and rows and, of a classifier, classes, actual and predicted labels with
-    confidences, and the rows whose inputs gallery.safetensors holds.
+    `data` has the data set's name, source, licence and digest, and `held_out` is false where no row
+    could be kept from training; `layers` are the names of the parameter tensors from input to
+    output; `intervals` are 95 % confidence intervals of `metrics`, `baselines` test metrics of
+    reference models by name. history.json is a list of epochs: epoch, loss, learning_rate,
+    gradient_norms by parameter, validation (loss and metrics). evaluation.json has the
+    test split's metrics and rows and, of a classifier, classes, actual and predicted labels, their
+    confidences where it gives any, and the rows whose inputs gallery.safetensors holds, as texts
+    where they are text.
     """
 
     model_config = _FROZEN
@@ -48,11 +51,16 @@ class TrainedModel(BaseModel):
     parameters: int
     layers: tuple[str, ...]
     metrics: dict[str, float]
-    floor: float
+    floor: float | None
     best_epoch: int
     first_layer: str | None
     libraries: dict[str, str]
     files: dict[str, str]
+    published: dict[str, Any] = {}
+    held_out: bool = True
+    intervals: dict[str, tuple[float, float]] = {}
+    baselines: dict[str, float] = {}
+    remarks: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

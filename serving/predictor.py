@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from models.codec import Codec
+from models.codec import Codec, TextInput
 from models.errors import (
     BadInput,
     BundleError,
@@ -17,7 +17,7 @@ from models.errors import (
     ServingFailed,
     UnknownModel,
 )
-from models.signature import Arrays, Signature
+from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.backends import Session
 from pipeline.bundle import Bundle, Kind, open_bundle
 from serving.batcher import Batcher
@@ -182,18 +182,48 @@ class Models:
 
 
 def _check_codec(bundle: Bundle) -> None:
+    """Refuse a codec that names what the signature lacks, or that would not fit there."""
     codec, signature = bundle.codec, bundle.manifest.signature
     inputs = {spec.name: spec for spec in signature.inputs}
     outputs = {spec.name: spec for spec in signature.outputs}
-    name = bundle.manifest.name
-    if codec.image and codec.image.name not in inputs:
-        raise BundleError(f"bundle {name!r}: its codec reads an image into an input it lacks")
-    if codec.scores is None:
-        return
-    spec = outputs.get(codec.scores)
-    if spec is None or not spec.shape or spec.shape[-1] != len(codec.classes):
+
+    def refuse(what: str, got: object = None, expected: object = None) -> None:
         raise BundleError(
-            f"bundle {name!r}: its codec names {len(codec.classes)} classes",
-            got=str(spec),
-            expected=f"an output {codec.scores!r} whose last dimension is {len(codec.classes)}",
+            f"bundle {bundle.manifest.name!r}: its codec {what}", got=got, expected=expected
         )
+
+    if codec.image and codec.image.name not in inputs:
+        refuse("reads an image into an input it lacks")
+    if codec.text:
+        spec = inputs.get(codec.text.name)
+        if spec is None or not _takes_ids(spec, codec.text):
+            wanted = f"integers [batch, {codec.text.shortest}..{codec.text.longest}]"
+            refuse(f"reads text into {codec.text.name!r}", spec, f"an input of {wanted}")
+        elif spec.high is not None and codec.text.largest > spec.high:
+            refuse(
+                "has a larger vocabulary than its input",
+                codec.text.largest,
+                f"ids to {spec.high:.0f}",
+            )
+    if codec.scores is not None:
+        spec = outputs.get(codec.scores)
+        if spec is None or not spec.shape or spec.shape[-1] != len(codec.classes):
+            size = len(codec.classes)
+            wanted = f"an output {codec.scores!r} whose last dimension is {size}"
+            refuse(f"names {size} classes", spec, wanted)
+    for name in (codec.sign, codec.values):
+        if name is None:
+            continue
+        spec = outputs.get(name)
+        if spec is None or not spec.floating or spec.shape[1:] not in ((), (1,)):
+            wanted = f"a floating output {name!r} of one number per row"
+            refuse("names an output of numbers", spec, wanted)
+
+
+def _takes_ids(spec: TensorSpec, text: TextInput) -> bool:
+    """Whether a tensor takes every array that `text` can make."""
+    if spec.dtype != "int64" or len(spec.shape) != 2:
+        return False
+    length = spec.shape[1]
+    low, high = (length.min, length.max) if isinstance(length, Axis) else (length, length)
+    return low <= text.shortest and text.longest <= high

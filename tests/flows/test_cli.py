@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,9 @@ def test_list(fucina: Fucina, tmp_path: Path) -> None:
     assert rows["mlp"]["data"] == ["embedded", "full"]
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("lenet5", 61_706), ("mlp", 407_050)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("lenet5", 61_706), ("mlp", 407_050), ("mlp-dropout", 669_706)]
+)
 def test_inspect(fucina: Fucina, tmp_path: Path, name: str, parameters: int) -> None:
     done = fucina("inspect", name, "--json", cwd=tmp_path)
     document = json.loads(done.stdout)
@@ -36,6 +39,37 @@ def test_inspect(fucina: Fucina, tmp_path: Path, name: str, parameters: int) -> 
     assert sum(layer["parameters"] for layer in document["layers"]) == parameters
     table = fucina("inspect", name, cwd=tmp_path).stdout
     assert f"{parameters:,} parameters" in table
+
+
+def test_inspect_shows_the_published_size_unless_it_is_told_otherwise(
+    fucina: Fucina, tmp_path: Path
+) -> None:
+    def look(*arguments: str) -> dict[str, Any]:
+        return json.loads(fucina("inspect", *arguments, "--json", cwd=tmp_path).stdout)
+
+    first = look("alexnet")["layers"][0]
+    assert (first["output_shape"], first["parameters"]) == ([96, 55, 55], 34_944)
+    small = look("alexnet", "--data", "embedded")["layers"][0]
+    assert small["output_shape"] == [24, 15, 15]
+
+    for settings, multiplications in (((), 12_443_648), (("bottleneck=false",), 120_422_400)):
+        published = look("googlenet", *(w for s in settings for w in ("--set", s)))
+        blocks = {block["name"]: block for block in published["blocks"]}
+        assert blocks["inception3a"]["output_shape"] == [256, 28, 28]
+        assert blocks["inception3a.branch5"]["multiplications"] == multiplications
+    said = fucina("inspect", "googlenet", cwd=tmp_path).stdout
+    assert "6,998,552 parameters (and 6,379,728 in training only)" in said
+
+
+def test_a_run_on_data_that_no_line_parts_says_so(fucina: Fucina, tmp_path: Path) -> None:
+    failed = fucina("train", "perceptron", "--data", "xor", cwd=tmp_path)
+    assert failed.returncode == 1
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("fucina: ")]
+    assert re.search(r"not linearly separable.*got 0\.\d+, expected 1\.0", line)
+    anyway = ("train", "perceptron", "--data", "xor", "--set", "floor=none", "--json")
+    document = json.loads(fucina(*anyway, cwd=tmp_path).stdout)
+    assert document["metrics"]["accuracy"] <= 0.75
+    assert "not linearly separable" in document["remarks"][0]
 
 
 def test_a_run_ends_in_bundles_and_resumes(
@@ -96,7 +130,7 @@ def test_stage_by_stage_is_the_same_as_run(fucina: Fucina, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "nobody"], "no recipe 'nobody': expected mlp, lenet5"),
+        (["run", "nobody"], "no recipe 'nobody': expected perceptron, xor, mlp"),
         (["run", "mlp", "--data", "none"], "has no data 'none': expected embedded or full"),
         (["run", "mlp", "--set", "epochs=0"], "'epochs' of recipe 'mlp' is refused: got '0'"),
         (["run", "mlp", "--target", "magic"], "target 'magic' is unknown"),

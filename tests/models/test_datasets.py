@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.server
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,8 +70,38 @@ def test_a_wrong_download_is_refused_and_not_kept(
 
 def test_a_truncated_gzip_is_refused(cache: Path, address: str, tmp_path: Path) -> None:
     (tmp_path / "site" / "file").write_bytes(gzip.compress(CONTENT)[:-9])
-    with pytest.raises(DataCorrupt, match="not a whole gzip file"):
+    with pytest.raises(DataCorrupt, match="not a whole compressed file"):
         fetch(RemoteFile("file", f"{address}/file", SHA256))
+
+
+def test_a_file_in_a_zip_archive_is_read_out_of_it(
+    cache: Path, address: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "site" / "archive.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("readme", "other")
+        packed.writestr("inside/rows", CONTENT)
+    file = RemoteFile("set/rows", f"{address}/archive.zip", SHA256, member="inside/rows")
+    assert fetch(file) == CONTENT
+    archive.unlink()
+    assert fetch(file) == CONTENT, "the cache holds it"
+    (cache / "set" / "rows").write_bytes(CONTENT)
+    assert fetch(file) == CONTENT, "a file that somebody unpacked is as good"
+
+
+@pytest.mark.parametrize("damage", ["member", "bytes"])
+def test_a_damaged_archive_is_refused(
+    cache: Path, address: str, tmp_path: Path, damage: str
+) -> None:
+    archive = tmp_path / "site" / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("rows", CONTENT)
+    if damage == "bytes":
+        archive.write_bytes(archive.read_bytes()[:-30])
+    member = "rows" if damage == "bytes" else "columns"
+    with pytest.raises(DataCorrupt, match="not a whole compressed file"):
+        fetch(RemoteFile("rows", f"{address}/archive.zip", SHA256, member=member))
+    assert not list(cache.rglob("*"))
 
 
 def test_no_network_is_one_line_that_says_what_to_do(cache: Path) -> None:

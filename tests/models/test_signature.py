@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from models.errors import BadInput
-from models.signature import BATCH, Axis, Signature, TensorSpec
+from models.signature import BATCH, Axis, DType, Signature, TensorSpec
 
 
 def axes(name: str) -> st.SearchStrategy[Axis]:
@@ -107,6 +107,33 @@ def test_bad_arrays_are_named(change: dict[str, np.ndarray | None], words: str) 
     with pytest.raises(BadInput, match=words):
         PAIR.check(given_arrays)
     assert PAIR.check(good) == {BATCH: 2}
+
+
+@given(st.lists(st.integers(-3, 12), min_size=1, max_size=8))
+def test_an_integer_is_refused_exactly_where_it_leaves_its_range(values: list[int]) -> None:
+    index = Signature(inputs=(TensorSpec("i", "int64", (BATCHED,), 0, 9),), outputs=PAIR.outputs)
+    arrays = {"i": np.array(values)}
+    outside = [value for value in values if not 0 <= value <= 9]
+    if not outside:
+        assert index.check(arrays) == {BATCH: len(values)}
+        return
+    got = min(values) if min(values) < 0 else max(values)
+    with pytest.raises(BadInput, match=f"'i' holds a value out of range: got {got}, expected 0 to"):
+        index.check(arrays)
+
+
+def test_a_range_binds_integers_on_the_side_that_is_declared_and_no_floats() -> None:
+    def check(dtype: DType, value: int, low: float | None, high: float | None) -> None:
+        spec = TensorSpec("i", dtype, (BATCHED,), low, high)
+        Signature(inputs=(spec,), outputs=PAIR.outputs).check({"i": np.array([value], dtype)})
+
+    check("int8", -128, None, 9)
+    check("uint8", 255, 0, None)
+    check("float32", 10, 0, 9)
+    check("bool", 1, 0, 1)
+    for value, low, high in ((10, None, 9), (-1, 0, None)):
+        with pytest.raises(BadInput, match="out of range"):
+            check("int64", value, low, high)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import save_file
-from scipy import stats
 
 from models.recipe import Recipe, Training
 from models.signature import Axis, Signature, TensorSpec
 from pipeline.artifacts import digest_files, write_json
-from pipeline.card import measured, number, times, wilson, write_card
+from pipeline.card import number, times, write_card
+from pipeline.evaluation import wilson
 from pipeline.values import Certificate, Finding, Limit, OnnxModel, TrainedModel
 
 BATCH = Axis("batch", 1, 2, 4)
@@ -78,9 +77,14 @@ def make_trained(
         recipe="tiny",
         settings={"epochs": epochs, "learning_rate": 0.001},
         data={"name": "toy", "source": "drawn here", "licence": "CC0", "digest": "d" * 64},
+        published={"learning_rate": 0.01},
+        held_out=True,
         parameters=1234,
         layers=("network.a.weight", "network.b.bias"),
         metrics={"accuracy": 4 / 6, "log_loss": 0.5},
+        intervals={"accuracy": wilson(4, 6)},
+        baselines={"a coin's accuracy": 1 / 3},
+        remarks=("the rows were drawn by hand",),
         floor=0.5,
         best_epoch=epochs,
         first_layer="network.a.weight",
@@ -141,23 +145,6 @@ def failed(certificate: Certificate) -> Certificate:
     )
 
 
-@pytest.mark.parametrize(("hits", "rows"), [(0, 1), (1, 1), (357, 360), (0, 50), (9_900, 10_000)])
-def test_wilson_is_scipys(hits: int, rows: int) -> None:
-    low, high = wilson(hits, rows)
-    expected = stats.binomtest(hits, rows).proportion_ci(0.95, method="wilson")
-    assert low == pytest.approx(expected.low, abs=1e-12)
-    assert high == pytest.approx(expected.high, abs=1e-12)
-
-
-def test_only_a_proportion_of_rows_has_an_interval(tmp_path) -> None:
-    trained = make_trained(tmp_path)
-    found = {m.name: m for m in measured(trained, {"rows": 6})}
-    assert found["accuracy"].interval == wilson(4, 6)
-    assert found["log_loss"].interval is None
-    # 0.6667 of 5 rows is no count, so it was not measured on rows.
-    assert {m.name: m for m in measured(trained, {"rows": 5})}["accuracy"].interval is None
-
-
 def test_numbers_are_not_rounded_into_something_else() -> None:
     assert number(61706) == "61,706"
     assert number(0.002) == "0.002"
@@ -182,6 +169,10 @@ def test_card_says_what_the_artifacts_hold(tmp_path) -> None:
     assert "### ort-cpu-fp32: passed" in text
     assert "Not run: task drift" in text
     assert "fucina serve tiny" in text
+    assert "- the rows were drawn by hand" in text
+    assert "| a coin's accuracy | 0.3333 |" in text
+    assert "| learning_rate | 0.01 | 0.001 |" in text
+    assert "took no part in training" in text
     assert "- no bias, unlike the paper" in text
     assert str(tmp_path) not in text
     first = path.read_bytes()

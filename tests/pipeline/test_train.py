@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 
 from models.datasets import Dataset
 from models.errors import FloorMissed, TrainingFailed
+from models.lenet5 import LENET5
 from models.mlp import MLP_784_512_10
-from models.recipe import Recipe
+from models.recipe import Optimizer, Recipe
 from pipeline.train import load_module, predict, train
 from pipeline.values import EVALUATION, GALLERY, HISTORY, WEIGHTS, TrainedModel
 from tests.conftest import Release
@@ -61,11 +63,13 @@ def test_the_callers_generator_is_left_alone(dataset: Dataset, folders: Iterator
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "rmsprop"])
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
 def test_an_interrupted_run_ends_in_the_same_weights(
     dataset: Dataset, folders: Iterator[Path], tmp_path: Path, optimizer: str
 ) -> None:
-    recipe = SMALL.override({"optimizer": optimizer, "schedule": "cosine"})
+    recipe = SMALL.override(
+        {"optimizer": optimizer, "schedule": "plateau", "dropout": 0.2, "rotate": 9, "noise": 0.1}
+    )
     undisturbed = train(recipe, "embedded", dataset, next(folders))
     checkpoint = tmp_path / "checkpoint"
 
@@ -82,6 +86,84 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     )  # fmt: skip
     assert seen == [3, 4]
     assert resumed.digest == undisturbed.digest
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "rmsprop"])
+def test_an_interrupted_convolutional_net_ends_in_the_same_weights(
+    folders: Iterator[Path], tmp_path: Path, optimizer: str
+) -> None:
+    """Its weights lie otherwise in memory than in the checkpoint."""
+    recipe = LENET5.override({"epochs": 2, "optimizer": optimizer, "floor": "none"})
+    dataset = recipe.load("embedded")
+    undisturbed = train(recipe, "embedded", dataset, next(folders))
+    checkpoint = tmp_path / "checkpoint"
+
+    def interrupt(done: int, total: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, "embedded", dataset, next(folders), checkpoint=checkpoint, progress=interrupt)
+    resumed = train(recipe, "embedded", dataset, next(folders), checkpoint=checkpoint)
+    assert resumed.digest == undisturbed.digest
+
+
+def history_of(trained: TrainedModel) -> list[dict[str, Any]]:
+    return json.loads((trained.folder / HISTORY).read_text())
+
+
+def test_training_stops_early_and_keeps_the_best(dataset: Dataset, folders: Iterator[Path]) -> None:
+    # A rate that soon does harm, so that the best epoch comes early.
+    recipe = SMALL.override({"learning_rate": 0.5, "epochs": 60, "patience": 3, "floor": "none"})
+    trained = train(recipe, "embedded", dataset, next(folders))
+    history = history_of(trained)
+    assert len(history) == trained.best_epoch + 3 < 60
+    longer = train(
+        recipe.override({"patience": 0, "epochs": 8}), "embedded", dataset, next(folders)
+    )
+    assert len(history_of(longer)) == 8
+
+
+def test_clipping_bounds_the_step_and_the_history_has_the_norm_before(
+    dataset: Dataset, folders: Iterator[Path]
+) -> None:
+    recipe = SMALL.override(
+        {"optimizer": "sgd", "learning_rate": 1.0, "epochs": 1, "batch_size": 5000, "floor": "none"}
+    )
+    bound = 1e-3
+    free, clipped = (
+        train(recipe.override({"clip_norm": norm}), "embedded", dataset, next(folders))
+        for norm in (0, bound)
+    )
+    torch.manual_seed(0)
+    start = recipe.build().state_dict()
+
+    def step(trained: TrainedModel) -> float:
+        stored = load_file(trained.folder / WEIGHTS)
+        names = history_of(trained)[0]["gradient_norms"]
+        return float(sum((stored[name] - start[name]).square().sum() for name in names) ** 0.5)
+
+    norms = history_of(clipped)[0]["gradient_norms"]
+    assert norms == history_of(free)[0]["gradient_norms"]
+    whole = sum(norm**2 for norm in norms.values()) ** 0.5
+    assert step(free) == pytest.approx(whole, rel=1e-3)
+    assert step(clipped) == pytest.approx(bound, rel=1e-2)
+
+
+def test_the_schedule_and_the_augmentation_reach_the_loop(
+    dataset: Dataset, folders: Iterator[Path]
+) -> None:
+    rates = [
+        epoch["learning_rate"]
+        for epoch in history_of(
+            train(SMALL.override({"schedule": "step"}), "embedded", dataset, next(folders))
+        )
+    ]
+    rate = SMALL.training["embedded"].learning_rate
+    assert rates == pytest.approx([rate, rate, rate / 10, rate / 100])
+    plain = train(SMALL, "embedded", dataset, next(folders))
+    for change in ({"rotate": 10}, {"shift": 0.1}, {"scale": 0.2}, {"noise": 0.1}):
+        other = train(SMALL.override(change), "embedded", dataset, next(folders))
+        assert weights(other) != weights(plain)
 
 
 def test_a_damaged_checkpoint_is_not_used(

@@ -1,4 +1,4 @@
-"""Two small bundles made without torch, and one server over both for the whole session."""
+"""Four small bundles made without torch, and one server over all for the whole session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
-from models.codec import Codec, ImageInput
+from models.codec import Codec, ImageInput, TextInput
 from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.artifacts import digest_files, save, write_json
 from pipeline.bundle import CASES, ENGINES, MANIFEST, Manifest, open_bundle
@@ -51,21 +51,47 @@ PAIR = Signature(
         TensorSpec("count", "int64", (BATCH, LENGTH)),
     ),
 )
+TEXT = TextInput(name="tokens", vocabulary=("free", "win", "call", "see", "you"), longest=6)
+WORDS = Signature(
+    inputs=(TensorSpec("tokens", "int64", (BATCH, Axis("length", 1, 4, 6)), 0, TEXT.largest),),
+    outputs=(
+        TensorSpec("logits", "float32", (BATCH, 2)),
+        TensorSpec("probabilities", "float32", (BATCH, 2)),
+    ),
+)
+LEVEL = Signature(
+    inputs=(TensorSpec("features", "float32", (BATCH, 3), -1.0, 1.0),),
+    outputs=(TensorSpec("value", "float32", (BATCH, 1)),),
+)
 RANDOM = np.random.default_rng(7)
 WEIGHT = RANDOM.normal(0, 0.1, (784, 10)).astype(np.float32)
 BIAS = RANDOM.normal(0, 0.1, 10).astype(np.float32)
+# What each token adds to the two logits: padding nothing, so that its amount changes nothing.
+TABLE = np.array([[0, 0], [0.1, 0], [0, 2], [0, 3], [0, 1], [2, 0], [1, 0]], np.float32)
+SLOPE = np.array([[2], [1], [-3]], np.float32)
+
+
+def _classified(logits: np.ndarray) -> Arrays:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return {"logits": logits, "probabilities": powers / powers.sum(1, keepdims=True)}
 
 
 def _digits(inputs: Arrays, dtype: Any) -> Arrays:
     rows = inputs["image"].astype(dtype).reshape(len(inputs["image"]), -1)
-    logits = rows @ WEIGHT.astype(dtype) + BIAS.astype(dtype)
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return {"logits": logits, "probabilities": powers / powers.sum(1, keepdims=True)}
+    return _classified(rows @ WEIGHT.astype(dtype) + BIAS.astype(dtype))
 
 
 def _pair(inputs: Arrays, dtype: Any) -> Arrays:
     right = inputs["right"]
     return {"total": inputs["left"].astype(dtype) + right.astype(dtype), "count": right + right}
+
+
+def _words(inputs: Arrays, dtype: Any) -> Arrays:
+    return _classified(TABLE.astype(dtype)[inputs["tokens"]].sum(1))
+
+
+def _level(inputs: Arrays, dtype: Any) -> Arrays:
+    return {"value": inputs["features"].astype(dtype) @ SLOPE.astype(dtype)}
 
 
 def _digits_graph() -> list[Any]:
@@ -84,13 +110,28 @@ def _pair_graph() -> list[Any]:
     ]
 
 
+def _words_graph() -> list[Any]:
+    return [
+        helper.make_node("Gather", ["table", "tokens"], ["each"]),
+        helper.make_node("ReduceSum", ["each", "over"], ["logits"], keepdims=0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+
+
+def _level_graph() -> list[Any]:
+    return [helper.make_node("MatMul", ["features", "slope"], ["value"])]
+
+
 def _write_graph(path: Path, signature: Signature, nodes: list[Any]) -> None:
     def declare(spec: TensorSpec) -> Any:
         shape = [size.name if isinstance(size, Axis) else size for size in spec.shape]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
         return helper.make_tensor_value_info(spec.name, kind, shape)
 
-    weights = [numpy_helper.from_array(a, n) for n, a in (("weight", WEIGHT), ("bias", BIAS))]
+    arrays = {
+        "weight": WEIGHT, "bias": BIAS, "table": TABLE, "over": np.array([1]), "slope": SLOPE,
+    }  # fmt: skip
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
@@ -131,6 +172,8 @@ def _make_bundle(
         "image": RANDOM.random((80, 1, 28, 28), np.float32),
         "left": RANDOM.uniform(-1, 1, (80, 6)).astype(np.float32),
         "right": RANDOM.integers(0, 9, (80, 6)),
+        "tokens": RANDOM.integers(0, TEXT.largest + 1, (80, 6)),
+        "features": RANDOM.uniform(-1, 1, (80, 3)).astype(np.float32),
     }
     cases = [
         Case(c.name, c.origin, c.sizes, c.inputs, answer(c.inputs, "f4"), answer(c.inputs, "f8"))
@@ -168,6 +211,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _make_bundle(folder, "pair", PAIR, _pair_graph(), Codec(), _pair)
 
 
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that reads plain text, and says whether it is an offer."""
+    codec = Codec(text=TEXT, classes=("chat", "offer"), scores="probabilities")
+    folder = tmp_path_factory.mktemp("words")
+    return _make_bundle(folder, "words", WORDS, _words_graph(), codec, _words)
+
+
+@pytest.fixture(scope="session")
+def level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that answers one number a row."""
+    folder = tmp_path_factory.mktemp("level")
+    codec = Codec(values="value", unit="mg/dl")
+    return _make_bundle(folder, "level", LEVEL, _level_graph(), codec, _level)
+
+
 # What a serving process must never load.
 FORBIDDEN = ("torch", "onnx", "prefect", "sklearn", "matplotlib")
 
@@ -188,8 +247,10 @@ def forbidden_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 @pytest.fixture(scope="package")
-def server(digits: Path, pair: Path, forbidden_imports: Path) -> Iterator[Server]:
-    with serve([digits, pair], port=0, grpc_port=0) as running:
+def server(
+    digits: Path, pair: Path, words: Path, level: Path, forbidden_imports: Path
+) -> Iterator[Server]:
+    with serve([digits, pair, words, level], port=0, grpc_port=0) as running:
         yield running
 
 

@@ -11,11 +11,16 @@ from PIL import Image
 
 from models.codec import ImageInput
 from pipeline.backends import Session
-from serving.classification import PredictResponse
 from serving.images import read_image
+from serving.predict_messages import ClassPrediction, PredictResponse
 from tests.serving.conftest import CLASSES, assert_alive
 
 GREY = ImageInput(name="image", height=28, width=28)
+
+
+def classified(response: httpx.Response) -> list[ClassPrediction]:
+    predictions = PredictResponse.model_validate(response.json()).predictions
+    return [p for p in predictions if isinstance(p, ClassPrediction)]
 
 
 def test_predict_names_classes_and_probabilities(
@@ -27,10 +32,10 @@ def test_predict_names_classes_and_probabilities(
     answer = PredictResponse.model_validate(response.json())
     expected = session.run({"image": images})
     assert (answer.model, answer.version) == ("digits", "1")
-    assert [p.label for p in answer.predictions] == [
+    assert [p.label for p in classified(response)] == [
         CLASSES[i] for i in expected["probabilities"].argmax(1)
     ]
-    for row, prediction in zip(expected["probabilities"], answer.predictions, strict=True):
+    for row, prediction in zip(expected["probabilities"], classified(response), strict=True):
         values = np.array([prediction.probabilities[name] for name in CLASSES], np.float32)
         np.testing.assert_array_equal(values, row)
         assert np.float32(prediction.probability) == row.max()
@@ -95,10 +100,9 @@ def test_an_uploaded_picture_is_classified(
     files = {"image": ("x.txt", data, "text/plain")}
     response = http.post("/predict_image", data=form, files=files)
     assert response.status_code == 200, response.text
-    answer = PredictResponse.model_validate(response.json())
     pixels = read_image(data, GREY, invert=invert)
     expected = session.run({"image": pixels})["probabilities"]
-    assert answer.predictions[0].label == CLASSES[int(expected.argmax())]
+    assert classified(response)[0].label == CLASSES[int(expected.argmax())]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""What training measured on the test split: metrics with intervals, and rows to look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from models.codec import Codec
+from models.datasets import Dataset
+from models.recipe import Recipe
+from models.signature import Arrays
+from pipeline.artifacts import write_json
+from pipeline.values import EVALUATION, GALLERY
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 400
+_ROWS = 24
+
+Intervals = dict[str, tuple[float, float]]
+
+
+def intervals(
+    recipe: Recipe, outputs: Arrays, targets: Arrays, metrics: dict[str, float]
+) -> Intervals:
+    """The 95 % confidence interval of every metric over the test rows.
+
+    An accuracy counts rows, so it has the score interval (Wilson 1927); of the others it is the
+    percentile bootstrap over rows (Efron 1979), which is left out where a resample has no number.
+    """
+    rows = len(next(iter(targets.values())))
+    draws = np.random.default_rng(0).integers(0, rows, (_RESAMPLES, rows))
+    resampled = [
+        recipe.evaluate(
+            {name: array[draw] for name, array in outputs.items()},
+            {name: array[draw] for name, array in targets.items()},
+        )
+        for draw in draws
+    ]
+    tails = (50 * (1 - _CONFIDENCE), 50 * (1 + _CONFIDENCE))
+    found: Intervals = {}
+    for name, value in metrics.items():
+        if counts_rows(name, value, rows):
+            found[name] = wilson(round(value * rows), rows)
+            continue
+        values = np.array([metrics_of_draw[name] for metrics_of_draw in resampled])
+        if np.isfinite(values).all():
+            low, high = np.percentile(values, tails)
+            found[name] = (float(low), float(high))
+    return found
+
+
+def counts_rows(name: str, value: float, rows: int) -> bool:
+    """Whether a metric is the share of rows that were answered right."""
+    hits = value * rows
+    return "accuracy" in name and 0 <= value <= 1 and math.isclose(hits, round(hits))
+
+
+def wilson(hits: int, rows: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+    share = hits / rows
+    centre = share + z * z / (2 * rows)
+    half = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    whole = 1 + z * z / rows
+    return max(0.0, (centre - half) / whole), min(1.0, (centre + half) / whole)
+
+
+def write_evaluation(
+    dataset: Dataset, codec: Codec, outputs: Arrays, metrics: dict[str, float], out: Path
+) -> None:
+    """What a report shows of the test split: numbers, and some rows, the surest mistakes first."""
+    facts: dict[str, Any] = {"metrics": metrics, "rows": len(dataset.test)}
+    gallery = np.arange(min(_ROWS, len(dataset.test)))
+    if "label" in dataset.test.targets and (codec.scores or codec.sign):
+        actual = dataset.test.targets["label"]
+        if codec.scores:
+            predicted, sureness = outputs[codec.scores].argmax(1), outputs[codec.scores].max(1)
+            facts["confidence"] = [round(float(share), 6) for share in sureness]
+        else:
+            margin = outputs[str(codec.sign)][:, 0]
+            predicted, sureness = (margin > 0).astype(np.int64), np.abs(margin)
+        wrong = np.flatnonzero(predicted != actual)
+        wrong = wrong[np.argsort(-sureness[wrong], kind="stable")][: _ROWS // 2]
+        right = np.flatnonzero(predicted == actual)[: _ROWS - len(wrong)]
+        gallery = np.concatenate([wrong, right])
+        facts |= {
+            "classes": list(codec.classes),
+            "actual": actual.tolist(),
+            "predicted": predicted.tolist(),
+        }
+    facts["gallery"] = gallery.tolist()
+    if codec.text:
+        rows = dataset.test.inputs[codec.text.name][gallery].tolist()
+        facts["texts"] = [" ".join(codec.text.decode(row)) for row in rows]
+    write_json(out / EVALUATION, facts)
+    inputs = {name: array[gallery] for name, array in dataset.test.inputs.items()}
+    safetensors.numpy.save_file(inputs, out / GALLERY)
