@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +67,15 @@ def serve(
     check_port(host, grpc_port, "gRPC")
     address = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
     with tempfile.TemporaryDirectory(prefix="fucina-") as scratch, _ended_by_signal():
+        ready = Path(scratch) / "ready"
+        ready.mkdir()
         settings = {
             "FUCINA_BUNDLES": json.dumps([str(bundle.folder.resolve()) for bundle in bundles]),
             "FUCINA_TARGET": target,
             "FUCINA_GRPC_HOST": host,
             "FUCINA_GRPC_PORT": str(grpc_port),
             "FUCINA_WORKERS": str(workers),
+            "FUCINA_READY": str(ready),
             # Nothing of this server outlives it, and nothing is sent to BentoML's authors.
             "BENTOML_HOME": scratch,
             "PROMETHEUS_MULTIPROC_DIR": str(Path(scratch) / "metrics"),
@@ -99,7 +102,7 @@ def serve(
         try:
             listener.start()
             server = Server(f"http://{address}:{port}", f"{address}:{grpc_port}", process)
-            _wait_ready(server, said, listener)
+            _wait_ready(server, lambda: len(list(ready.iterdir())) >= workers, said, listener)
             yield server
         finally:
             end(process)
@@ -138,7 +141,10 @@ def _listen(process: subprocess.Popen[str], said: deque[str]) -> None:
             sys.stderr.write(line)
 
 
-def _wait_ready(server: Server, said: deque[str], listener: threading.Thread) -> None:
+def _wait_ready(
+    server: Server, all_ready: Callable[[], bool], said: deque[str], listener: threading.Thread
+) -> None:
+    """Return once every worker is ready; over the port only one of them is asked."""
     deadline = time.monotonic() + PATIENCE
     problem = "it does not answer"
     while time.monotonic() < deadline:
@@ -148,7 +154,9 @@ def _wait_ready(server: Server, said: deque[str], listener: threading.Thread) ->
             raise ServingFailed("the server ended before it was ready", got=last)
         try:
             with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=5):
-                return
+                if all_ready():
+                    return
+                problem = "not every worker is ready"
         except urllib.error.HTTPError as error:
             problem = str(json.loads(error.read()).get("error"))
             if LOADING not in problem:

@@ -71,7 +71,12 @@ class Runtime:
             largest=self._settings.largest_body,
             shared=self._settings.workers > 1,
         )
-        self._loading = asyncio.create_task(self.models.load())
+        self._loading = asyncio.create_task(self._load())
+
+    async def _load(self) -> None:
+        await self.models.load()
+        if self._settings.ready and self.models.ready:
+            (self._settings.ready / str(os.getpid())).touch()
 
     async def stop(self) -> None:
         """Let calls in flight end, then close the engines."""

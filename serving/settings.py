@@ -17,7 +17,10 @@ LARGEST_BODY = 64 * 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """Which bundles, on which target, and where to listen."""
+    """Which bundles, on which target, and where to listen.
+
+    Each worker whose models are ready leaves a file in the folder `ready`, where there is one.
+    """
 
     bundles: tuple[Path, ...]
     target: str = DEFAULT_TARGET
@@ -27,6 +30,7 @@ class Settings:
     largest_body: int = LARGEST_BODY
     queue: int = 512
     workers: int = 1
+    ready: Path | None = None
 
 
 def read_settings(environment: Mapping[str, str], folder: Path) -> Settings:
@@ -50,6 +54,7 @@ def read_settings(environment: Mapping[str, str], folder: Path) -> Settings:
         largest_body=_number(environment, "FUCINA_LARGEST_BODY", LARGEST_BODY),
         queue=_number(environment, "FUCINA_QUEUE", 512),
         workers=_number(environment, "FUCINA_WORKERS", 1),
+        ready=Path(environment["FUCINA_READY"]) if environment.get("FUCINA_READY") else None,
     )
 
 
