@@ -120,7 +120,7 @@ MLP_DROPOUT = replace(
     paper="Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov 2014, "
     "Dropout: a simple way to prevent neural networks from overfitting",
     network=network_dropout,  # deviation: no dropout on the pixels
-    floor={"embedded": 0.95, "full": 0.980},
+    floor={"embedded": 0.95, "full": 0.979},
     training={  # deviation: no bound on each unit's weight norm, no momentum
         "embedded": Training(epochs=50, batch_size=32, optimizer="rmsprop", learning_rate=5e-4),
         # Dropout needs about twice the epochs.

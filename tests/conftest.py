@@ -19,6 +19,16 @@ from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked slow unless -m asks for it, and say so."""
+    if "slow" in config.option.markexpr:
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; runs with -m slow"))
+
+
 # Enough to be a real model, too little to be a good one.
 TINY = {"epochs": 2, "floor": "none"}
 
