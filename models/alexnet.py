@@ -26,10 +26,16 @@ def local_response_norm() -> nn.LocalResponseNorm:
     return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
 
 
+def normalisation(channels: int, batchnorm: bool) -> nn.Module:
+    """What stands after a convolution: local response normalisation, or batch norm instead."""
+    return nn.BatchNorm2d(channels) if batchnorm else local_response_norm()
+
+
 class AlexNet(nn.Module):
     """[batch, channels, image, image] to logits [batch, classes]; both towers in one module.
 
-    `width` is the share of the published channels and dense units.
+    `width` is the share of the published channels and dense units; `batchnorm` puts batch norm in
+    the place of local response normalisation.
     """
 
     def __init__(
@@ -39,16 +45,17 @@ class AlexNet(nn.Module):
         classes: Count = 1000,
         width: Width = 1.0,
         dropout: Dropout = 0.5,
+        batchnorm: bool = False,
     ) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = (scaled(count, width, 2) for count in (96, 256, 384, 384, 256))
         dense = scaled(4096, width)
         # deviation: torch's initial weights, not N(0, 0.01) with some biases of 1
         self.conv1 = nn.Conv2d(channels, c1, kernel_size=11, stride=4)
-        self.norm1 = local_response_norm()
+        self.norm1 = normalisation(c1, batchnorm)
         self.pool1 = nn.MaxPool2d(3, stride=2)  # overlapping: windows of 3, steps of 2
         self.conv2 = nn.Conv2d(c1, c2, kernel_size=5, padding=2, groups=2)
-        self.norm2 = local_response_norm()
+        self.norm2 = normalisation(c2, batchnorm)
         self.pool2 = nn.MaxPool2d(3, stride=2)
         self.conv3 = nn.Conv2d(c2, c3, kernel_size=3, padding=1)  # here the towers meet
         self.conv4 = nn.Conv2d(c3, c4, kernel_size=3, padding=1, groups=2)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.alexnet import local_response_norm
+from models.alexnet import normalisation
 from models.choices import Count, Dropout, Width, scaled
 from models.digits import CLASSES, DIGITS, SIZE, digit_codec, digits_at
 from models.losses import ClassificationLoss, classification_loss
@@ -86,7 +86,8 @@ def _auxiliary_head(inputs: int, side: int, classes: int, width: float) -> nn.Se
 class GoogLeNet(nn.Module):
     """[batch, channels, image, image] to `logits` [batch, classes].
 
-    In training the logits of both auxiliary heads stand beside them.
+    In training the logits of both auxiliary heads stand beside them. `batchnorm` puts batch norm
+    in the place of the stem's local response normalisation.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class GoogLeNet(nn.Module):
         width: Width = 1.0,
         dropout: Dropout = 0.4,
         bottleneck: bool = True,
+        batchnorm: bool = False,
     ) -> None:
         super().__init__()
 
@@ -109,9 +111,10 @@ class GoogLeNet(nn.Module):
                 conv7x7=nn.Conv2d(channels, first, 7, stride=2, padding=3),
                 relu7x7=nn.ReLU(),
                 pool1=_halve(),
-                norm1=local_response_norm(),  # deviation: AlexNet's constants, the paper has none
+                # deviation: AlexNet's constants, the paper has none
+                norm1=normalisation(first, batchnorm),
                 **_convolutions(first, (reduced, 1), (last, 3)),
-                norm2=local_response_norm(),
+                norm2=normalisation(last, batchnorm),
                 pool2=_halve(),
             )
         )

@@ -83,6 +83,7 @@ def inspect(recipe: Recipe) -> Inspection:
     hooks = [
         hook
         for name, part in module.named_modules()
+        if not isinstance(part, nn.Identity)
         for hook in tracer.watch(name.removeprefix("network."), part)
     ]
     with torch.inference_mode(), tracer:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.choices import Count, Width, scaled
+from models.choices import Count, Dropout, Width, scaled
 from models.digits import digit_codec, digits_at
 from models.losses import classification_loss
 from models.metrics import classification
@@ -67,11 +67,18 @@ def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Modu
 class ResNet(nn.Module):
     """[batch, channels, height, width] to logits [batch, classes].
 
-    A stem, then stages of `blocks` blocks each; every stage but the first halves the image.
+    A stem, then stages of `blocks` blocks each; every stage but the first halves the image. The
+    paper has no dropout before the output.
     """
 
     def __init__(
-        self, stem: nn.Module, widths: list[int], blocks: int, classes: int, shortcut: Shortcut
+        self,
+        stem: nn.Module,
+        widths: list[int],
+        blocks: int,
+        classes: int,
+        shortcut: Shortcut,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -85,32 +92,38 @@ class ResNet(nn.Module):
                 inputs = outputs
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(inputs, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al. 2015: sqrt(2 / (f_h f_w c_in))
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.flatten(self.pool(self.blocks(self.stem(x)))))
+        x = self.flatten(self.pool(self.blocks(self.stem(x))))
+        return self.output(self.dropout(x))
 
 
 def cifar_net(depth: int, shortcut: Shortcut) -> Callable[..., ResNet]:
     """The paper's CIFAR net of `depth` = 6n + 2 layers: n blocks each of 16, 32, 64 channels."""
 
-    def network(channels: Count = 3, classes: Count = 10, width: Width = 1.0) -> ResNet:
+    def network(
+        channels: Count = 3, classes: Count = 10, width: Width = 1.0, dropout: Dropout = 0.0
+    ) -> ResNet:
         widths = [scaled(count, width) for count in (16, 32, 64)]
         stem = nn.Sequential(*_convolution(channels, widths[0], kernel=3, stride=1))
-        return ResNet(stem, widths, (depth - 2) // 6, classes, shortcut)
+        return ResNet(stem, widths, (depth - 2) // 6, classes, shortcut, dropout)
 
     return network
 
 
-def imagenet_net18(channels: Count = 3, classes: Count = 1000, width: Width = 1.0) -> ResNet:
+def imagenet_net18(
+    channels: Count = 3, classes: Count = 1000, width: Width = 1.0, dropout: Dropout = 0.0
+) -> ResNet:
     """The paper's 18 layers: two blocks of 64, 128, 256 and 512 channels, option B."""
     widths = [scaled(count, width) for count in (64, 128, 256, 512)]
     convolution = _convolution(channels, widths[0], kernel=7, stride=2)
     stem = nn.Sequential(*convolution, nn.MaxPool2d(3, stride=2, padding=1))
-    return ResNet(stem, widths, 2, classes, "project")
+    return ResNet(stem, widths, 2, classes, "project", dropout)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:

@@ -73,6 +73,22 @@ def test_embedded_data_is_whole_and_the_same_every_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
+def test_dropout_and_batch_norm_are_in_the_net_when_they_are_set(name: str) -> None:
+    recipe = ZOO[name]
+    parts = {
+        "dropout": (0.25, lambda m: isinstance(m, torch.nn.Dropout) and m.p == 0.25),
+        "batchnorm": (True, lambda m: "BatchNorm" in type(m).__name__),
+    }
+    declared = recipe.published()
+    if name not in ("perceptron", "xor"):  # the two that are too small for either
+        assert "dropout" in declared
+    for setting, (value, is_part) in parts.items():
+        if setting in declared:
+            small = recipe.on("embedded").override({setting: value})
+            assert any(is_part(module) for module in small.build().modules())
+
+
+@pytest.mark.parametrize("name", ZOO)
 def test_the_initial_weights_follow_the_seed(name: str) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         with torch.random.fork_rng():
