@@ -21,7 +21,32 @@ _DIGESTS = {
 }
 
 
-def embedded_digits(image: int = SIZE, channels: int = 1) -> Dataset:
+def embedded_digits() -> Dataset:
+    """scikit-learn's digits at 28x28, one channel."""
+    return _small_digits(SIZE, 1)
+
+
+def mnist() -> Dataset:
+    """MNIST as it is: 28x28, one channel."""
+    return _mnist_digits(SIZE, 1)
+
+
+DIGITS: dict[str, Callable[..., Dataset]] = {"embedded": embedded_digits, "full": mnist}
+
+
+def digits_at(image: int, channels: int) -> dict[str, Callable[..., Dataset]]:
+    """`DIGITS` for a net whose picture size is a setting; these are the published values."""
+
+    def embedded(image: int = image, channels: int = channels) -> Dataset:
+        return _small_digits(image, channels)
+
+    def full(image: int = image, channels: int = channels) -> Dataset:
+        return _mnist_digits(image, channels)
+
+    return {"embedded": embedded, "full": full}
+
+
+def _small_digits(image: int, channels: int) -> Dataset:
     """1,797 real 8x8 digits that come with scikit-learn, resized bilinearly to `image` squared.
 
     They are not MNIST: other writers, 16 grey levels, a fortieth of the rows. 1,257 train,
@@ -47,7 +72,7 @@ def embedded_digits(image: int = SIZE, channels: int = 1) -> Dataset:
     )
 
 
-def mnist(image: int = SIZE, channels: int = 1) -> Dataset:
+def _mnist_digits(image: int, channels: int) -> Dataset:
     """MNIST: 55,000 rows to train, 5,000 of its training rows to validate, its 10,000 to test.
 
     Resized bilinearly to `image` squared; more than one channel repeats the first.
@@ -69,21 +94,6 @@ def mnist(image: int = SIZE, channels: int = 1) -> Dataset:
         **splits,
         **test,
     )
-
-
-DIGITS: dict[str, Callable[..., Dataset]] = {"embedded": embedded_digits, "full": mnist}
-
-
-def digits_at(image: int, channels: int) -> dict[str, Callable[..., Dataset]]:
-    """`DIGITS` for a network that was published for pictures of another size."""
-
-    def embedded(image: int = image, channels: int = channels) -> Dataset:
-        return embedded_digits(image, channels)
-
-    def full(image: int = image, channels: int = channels) -> Dataset:
-        return mnist(image, channels)
-
-    return {"embedded": embedded, "full": full}
 
 
 def digit_codec(dataset: Dataset) -> Codec:

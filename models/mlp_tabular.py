@@ -27,6 +27,8 @@ from models.tabular import (
     wine,
 )
 
+FEATURES = 10  # of the diabetes table
+
 _PAPER = "Rumelhart, Hinton, Williams 1986, Learning representations by back-propagating errors"
 
 
@@ -59,15 +61,15 @@ def regressor(
     batchnorm: bool = False,
     dropout: Dropout = 0.0,
 ) -> MLP:
-    return MLP(10, 1, hidden, layers, activation, batchnorm, dropout)
+    return MLP(FEATURES, 1, hidden, layers, activation, batchnorm, dropout)
 
 
 def served_regressor(network: nn.Module) -> VectorRegressor:
-    return VectorRegressor(network, 10)
+    return VectorRegressor(network, FEATURES)
 
 
 def regressor_signature(max_batch: Count = 64) -> Signature:
-    return vector_values(10, max_batch)
+    return vector_values(FEATURES, max_batch)
 
 
 MLP_TABULAR = Recipe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -175,6 +176,32 @@ class Recipe:
         recipe = self.on(data)
         return recipe._call(self.data[data])
 
+    def check_fits(self, dataset: Dataset) -> None:
+        """Raise `BadSetting` when the settings ask for other inputs or classes than the data has.
+
+        Axes that vary are not compared: rows are cut or continued to their sizes.
+        """
+        signature = self.make_signature()
+        for spec in signature.inputs:
+            rows = dataset.test.inputs[spec.name]
+            wanted = spec.shape[1:] if signature.batch else spec.shape
+            sizes = zip(rows.shape[1:], wanted, strict=False)
+            if rows.ndim != 1 + len(wanted) or any(isinstance(w, int) and s != w for s, w in sizes):
+                raise BadSetting(
+                    f"the settings of recipe {self.name!r} do not fit the data {dataset.name!r} at "
+                    f"input {spec.name!r}",
+                    got=str(spec),
+                    expected=f"rows of {list(rows.shape[1:])}",
+                )
+        codec = self.codec(dataset)
+        classes = signature.output(codec.scores).shape[-1] if codec.scores else len(codec.classes)
+        if classes != len(codec.classes):
+            raise BadSetting(
+                f"the settings of recipe {self.name!r} do not fit the data {dataset.name!r}",
+                got=f"{classes} classes",
+                expected=len(codec.classes),
+            )
+
     def compute_loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
         return self._call(self.loss, outputs, targets)
 
@@ -201,6 +228,7 @@ class Recipe:
 _Floor = Annotated[float, Field(allow_inf_nan=False)] | Literal["none"]
 
 
+@cache  # the loss is called at every step of a training, and inspection costs as much as a layer
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """The keyword parameters with defaults of a callable: name to (type, default)."""
     init = function.__init__ if inspect.isclass(function) else function

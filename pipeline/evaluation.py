@@ -44,17 +44,17 @@ def intervals(
     tails = (50 * (1 - _CONFIDENCE), 50 * (1 + _CONFIDENCE))
     found: Intervals = {}
     for name, value in metrics.items():
-        if counts_rows(name, value, rows):
+        if _counts_rows(name, value, rows):
             found[name] = wilson(round(value * rows), rows)
             continue
-        values = np.array([metrics_of_draw[name] for metrics_of_draw in resampled])
+        values = np.array([again[name] for again in resampled])
         if np.isfinite(values).all():
             low, high = np.percentile(values, tails)
             found[name] = (float(low), float(high))
     return found
 
 
-def counts_rows(name: str, value: float, rows: int) -> bool:
+def _counts_rows(name: str, value: float, rows: int) -> bool:
     """Whether a metric is the share of rows that were answered right."""
     hits = value * rows
     return "accuracy" in name and 0 <= value <= 1 and math.isclose(hits, round(hits))

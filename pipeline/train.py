@@ -59,10 +59,12 @@ def train(
     same weights: the randomness of an epoch depends on the seed and the epoch alone, so a run that
     resumes from `checkpoint` ends in the same weights as well.
 
-    Raises `TrainingFailed` when the loss is not finite, `FloorMissed` when the test metric is
-    below the recipe's floor, with what the recipe remarks about this data.
+    Raises `BadSetting` when the settings do not fit the data, `TrainingFailed` when the loss is not
+    finite, `FloorMissed` when the test metric is below the recipe's floor, with what the recipe
+    remarks about this data.
     """
     recipe, settings = recipe.on(data), recipe.training[data]
+    recipe.check_fits(dataset)
     with _deterministic(settings.seed, device):
         module = recipe.build()
         module.to(device)

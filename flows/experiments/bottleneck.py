@@ -18,7 +18,7 @@ from flows.experiments import Experiment, Figure, Outcome, Setup
 from flows.latency import alternate, machine
 from models.errors import CertificateFailed
 from models.googlenet import GOOGLENET
-from models.layers import inspect
+from models.layers import Block, inspect
 from models.recipe import Recipe
 from models.signature import BATCH, Axis, Signature, TensorSpec
 from pipeline import plots
@@ -35,15 +35,6 @@ _INPUT, _OUTPUT = "maps", "answer"
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the branch costs for one row, from the layer table of the whole net."""
-
-    multiplications: int
-    parameters: int
-    output_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Timing:
     """Median milliseconds a call on one thread, in alternating rounds."""
 
@@ -57,17 +48,14 @@ class Timing:
         return self.without / self.reduced
 
 
-def count(recipe: Recipe) -> Cost:
-    """Add up the layers of the branch in a net's layer table."""
-    layers = [x for x in inspect(recipe).layers if x.name.startswith(f"{BRANCH}.")]
-    return Cost(
-        multiplications=sum(layer.multiplications for layer in layers),
-        parameters=sum(layer.parameters for layer in layers),
-        output_shape=tuple(layers[-1].output_shape),
-    )
+def count(recipe: Recipe) -> Block:
+    """Look the branch up among a net's blocks."""
+    return next(block for block in inspect(recipe).blocks if block.name == BRANCH)
 
 
-def judge(without: Cost, reduced: Cost, timings: Sequence[Timing], where: str) -> tuple[str, bool]:
+def judge(
+    without: Block, reduced: Block, timings: Sequence[Timing], where: str
+) -> tuple[str, bool]:
     """The verdict and whether the claim held: fewer multiplications, and faster wherever timed."""
     ratio = without.multiplications / reduced.multiplications
     batches = [timing.batch for timing in timings]

@@ -29,6 +29,7 @@ from flows.experiments import (
 from flows.experiments.adversarial import EPSILONS
 from models.errors import CertificateFailed
 from models.googlenet import GOOGLENET
+from models.layers import Block
 from models.losses import classification_loss
 
 seeds = st.integers(0, 2**32 - 1)
@@ -44,7 +45,7 @@ def run(experiment: Experiment, out: Path, **changes: object) -> Outcome:
     assert outcome.verdict.endswith(".")
     for figure in outcome.figures:
         assert figure.caption
-        ElementTree.fromstring(str(figure.markup))  # noqa: S314
+        ElementTree.fromstring(str(figure.markup))  # noqa: S314 (our own markup)
     values = [v for row in outcome.rows for v in row.values() if isinstance(v, int | float)]
     assert values
     assert all(map(math.isfinite, values))
@@ -346,11 +347,11 @@ def test_the_branch_costs_what_the_paper_makes_of_it() -> None:
     assert reduced.multiplications == 28 * 28 * (16 * 192 + 32 * 5 * 5 * 16) == 12_443_648
     assert without.parameters == (5 * 5 * 192 + 1) * 32
     assert reduced.parameters == (192 + 1) * 16 + (5 * 5 * 16 + 1) * 32
-    assert without.output_shape == reduced.output_shape == (32, 28, 28)
+    assert without.output_shape == reduced.output_shape == [32, 28, 28]
 
 
 def test_bottleneck_verdict_has_both_outcomes() -> None:
-    large, small = bottleneck.Cost(1000, 20, (1, 1, 1)), bottleneck.Cost(100, 4, (1, 1, 1))
+    large, small = Block("", "", [1, 1, 1], 20, 1000), Block("", "", [1, 1, 1], 4, 100)
     timings = [bottleneck.Timing("PyTorch", batch, 6.0, 2.0) for batch in (1, 8)]
     verdict, holds = bottleneck.judge(large, small, timings, "this machine")
     assert holds

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from models.datasets import Dataset, Split
-from models.digits import embedded_digits
+from models.digits import digits_at
 from models.googlenet import GOOGLENET, HEADS, GoogLeNet, Inception, headed_loss
 from models.layers import Block, Inspection, inspect
 from pipeline.export import export
@@ -104,7 +104,7 @@ def test_the_auxiliary_heads_are_not_in_the_exported_graph(tmp_path: Path) -> No
     recipe = GOOGLENET.on("embedded").override(
         {"image": 32, "width": 0.1, "epochs": 1, "floor": "none", "max_batch": 4}
     )
-    dataset = few(embedded_digits(image=32), rows=24)
+    dataset = few(digits_at(32, 1)["embedded"](), rows=24)
     trained = train(recipe, "embedded", dataset, tmp_path)
     assert all(any(head in name for name in trained.layers) for head in HEADS)
     exported = export(recipe, dataset, trained, tmp_path)

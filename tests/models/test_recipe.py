@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from models.errors import BadSetting, UnknownRecipe
 from models.mlp import MLP_784_512_10
 from models.xor import XOR
 from models.zoo import ZOO, find
+from pipeline.train import train
 
 
 def test_settings_are_converted_and_applied() -> None:
@@ -73,6 +75,27 @@ def test_a_preset_stands_beneath_what_is_set_by_hand() -> None:
     assert by_hand.all_settings("embedded")["layers"] == 2
     assert by_hand.all_settings("full")["layers"] == 1
     assert by_hand.on("embedded").on("embedded") == by_hand.on("embedded")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("mlp", {"image": 32}, "has no setting 'image'"),
+        (
+            "mlp-tabular",
+            {"features": 5},
+            r"at input 'features': got .*5\], expected rows of \[30\]",
+        ),
+        ("resnet18", {"classes": 5}, "got 5 classes, expected 10"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused_before_training(
+    name: str, changes: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSetting, match=words):
+        recipe = ZOO[name].override(changes)
+        train(recipe, "embedded", recipe.load("embedded"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_settings_of_a_loss_reach_it() -> None:
