@@ -127,12 +127,12 @@ def inspect(name: str, data: str | None, settings: dict[str, str], as_json: bool
 
 @cli.command()
 @click.argument("names", nargs=-1)
-@click.option("--kind", help="Every recipe of this kind.")
+@click.option("--kind", "kinds", multiple=True, help="Every recipe of this kind; repeat it.")
 @click.option("--all", "everything", is_flag=True, help="Every recipe of the zoo.")
 @targets_option
 @job_options
 def run(
-    names: tuple[str, ...], kind: str | None, everything: bool, targets: tuple[str, ...],
+    names: tuple[str, ...], kinds: tuple[str, ...], everything: bool, targets: tuple[str, ...],
     data: str, settings: dict[str, str], device: str, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Take recipes the whole way: train, export, optimize, verify, package. Resumes."""
@@ -145,7 +145,7 @@ def run(
 
         jobs = [
             _job(name, data, settings, device, out, targets)
-            for name in _chosen(names, kind, everything)
+            for name in _chosen(names, kinds, everything)
         ]
         ready()
         rows: list[dict[str, Any]] = []
@@ -159,14 +159,7 @@ def run(
         output.print_json(rows)
     else:
         output.print_released(rows)
-        done = " ".join(row["name"] for row in rows if "error" not in row)
-        where = "" if out == Path("runs") else f" --out {out}"
-        if done:
-            fucina = output.program()
-            print(
-                f"\nnext: {fucina} serve {done}{where}\n"
-                f"      {fucina} report {done.split()[0]}{where}"
-            )
+        output.print_next([row for row in rows if "error" not in row], out)
     if any("error" in row for row in rows):
         sys.exit(1)
 
@@ -186,16 +179,16 @@ def _release(job: Job, release: Callable[..., dict[str, dict[str, str]]]) -> dic
     return describe_bundle(job, bundle) | {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def _chosen(names: tuple[str, ...], kind: str | None, everything: bool) -> list[str]:
+def _chosen(names: tuple[str, ...], kinds: tuple[str, ...], everything: bool) -> list[str]:
     from models.zoo import ZOO
 
     chosen = list(names)
-    if everything or kind:
-        chosen += [n for n, recipe in ZOO.items() if everything or recipe.kind == kind]
+    known = sorted({recipe.kind for recipe in ZOO.values()})
+    for kind in kinds:
+        if kind not in known:
+            raise UnknownRecipe(f"no recipe of kind {kind!r}", expected=", ".join(known))
+    chosen += [n for n, recipe in ZOO.items() if everything or recipe.kind in kinds]
     if not chosen:
-        if kind:
-            kinds = sorted({recipe.kind for recipe in ZOO.values()})
-            raise UnknownRecipe(f"no recipe of kind {kind!r}", expected=", ".join(kinds))
         raise click.UsageError("give recipe names, --kind or --all; see `fucina list`")
     return list(dict.fromkeys(chosen))
 

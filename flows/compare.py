@@ -20,6 +20,7 @@ from flows.experiments.page import Page, write_page
 from flows.logged import logged
 from flows.stages import Job
 from models.errors import BadSetting, MissingArtifact, TrainingFailed
+from models.recipe import Recipe
 from pipeline import plots
 from pipeline.artifacts import digest_json, load
 from pipeline.card import number
@@ -79,7 +80,7 @@ def compare(
             rows.append({"settings": settings, "error": str(error)})
     job = Job(reference, data, changes=dict(changes or {}), out=Path(out), device=device)
     metric = job.recipe.metric
-    rows = ranked(rows, metric)
+    rows = ranked(rows, job.recipe)
     every = job.recipe.all_settings(data)
     fixed = {name: every[name] for name in changes or {}}
     key = digest_json([reference, data, fixed, variants, device])[:12]
@@ -148,14 +149,15 @@ def label(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def ranked(rows: Sequence[Row], metric: str) -> list[Row]:
+def ranked(rows: Sequence[Row], recipe: Recipe) -> list[Row]:
     """The best validation metric first, among equals the lowest validation loss, failures last."""
 
     def order(row: Row) -> tuple[float, ...]:
         if "error" in row:
             return (math.inf,)
-        value, loss = row["validation"][metric], row["validation"]["loss"]
-        return 0 if value is not None else 1, -(value or 0), math.inf if loss is None else loss
+        value, loss = row["validation"][recipe.metric], row["validation"]["loss"]
+        worth = 0.0 if value is None else recipe.rank({recipe.metric: value})
+        return 0 if value is not None else 1, -worth, math.inf if loss is None else loss
 
     return sorted(rows, key=order)
 

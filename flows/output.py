@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -229,6 +230,18 @@ def print_released(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for remark in row.get("remarks", ()):
             Console().print(f"{row['name']}: {remark}", markup=False)
+
+
+def print_next(rows: list[dict[str, Any]], out: Path) -> None:
+    """What to type next: a server for the bundles of each kind, and a report."""
+    where = "" if out == Path("runs") else f" --out {out}"
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row["kind"], []).append(row["name"])
+    lines = [f"{program()} serve {' '.join(some)}{where}" for some in names.values()]
+    if rows:
+        lines.append(f"{program()} report {rows[0]['name']}{where}")
+        print("\nnext: " + "\n      ".join(lines))
 
 
 def _table(*columns: str) -> Table:

@@ -13,9 +13,11 @@ from flows.output import print_json, program, rounded
 from models.errors import ServingFailed
 from pipeline.bundle import Bundle, open_bundle
 from pipeline.compare import worst_ratio
-from serving.ask import ask
+from serving.ask import ask, example
 from serving.launch import Server
 from serving.launch import serve as launch
+
+_SHOWN = ("class", "probability", "score", "value", "unit")  # of a prediction
 
 
 def serve(
@@ -79,15 +81,12 @@ def _check(server: Server, bundle: Bundle, target: str) -> dict[str, Any]:
             "answers": len(findings),
             "worst_error_over_limit": rounded(worst_ratio(findings)),
         }
-    request = {"model": name, "inputs": _first_row(bundle)}
-    row["request"] = f"POST {server.http}/predict"
-    row["answer"] = _post(f"{server.http}/predict", request)
+    route, request = example(bundle)
+    row["request"] = f"POST {server.http}{route}"
+    answer = _post(f"{server.http}{route}", request)
+    answer.pop("map", None)  # of every pixel: too long to print
+    row["answer"] = answer
     return row
-
-
-def _first_row(bundle: Bundle) -> dict[str, Any]:
-    case = bundle.cases()[0]
-    return {name: array.tolist() for name, array in case.inputs.items()}
 
 
 def _post(address: str, document: object) -> dict[str, Any]:
@@ -106,11 +105,15 @@ def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:
             f"{row['grpc']['answers']} over gRPC, worst error "
             f"{max(row[t]['worst_error_over_limit'] for t in ('rest', 'grpc')):.2f} of its limit"
         )
-        print(f"  {row['request']} a recorded row of the test split -> {_said(row['answer'])}")
+        print(f"  {row['request']} a recorded row of the test split: {_said(row['answer'])}")
 
 
 def _said(answer: dict[str, Any]) -> str:
+    if "text" in answer:
+        return f"{answer['prompt']!r} goes on with {answer['text']!r}"
+    if "classes" in answer:
+        shares = ", ".join(f"{c['name']} {c['share']:.1%}" for c in answer["classes"])
+        return f"{shares} of {answer['width']} x {answer['height']} pixels"
     if answer["predictions"]:
-        first = answer["predictions"][0]
-        return f"class {first['class']}, probability {first['probability']:.4f}"
+        return ", ".join(f"{k} {v}" for k, v in answer["predictions"][0].items() if k in _SHOWN)
     return json.dumps(answer["outputs"])[:200]

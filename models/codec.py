@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.errors import BadInput
 
 PADDING = 0
 UNKNOWN = 1
@@ -98,6 +101,92 @@ class TextInput(BaseModel):
         ]
 
 
+class TiledImage(BaseModel):
+    """A picture of any size becomes the float input `name`, grey or RGB in [0, 1], never resized.
+
+    What is larger than the input's axes allow is cut into tiles that begin at multiples of
+    `multiple`; the `margin` pixels beside an inner edge see too little around them to be used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    channels: int = 1
+    margin: int = Field(ge=0)
+    multiple: int = Field(ge=1)
+
+
+# The ids of a text of characters; 0 is padding.
+START = 1
+END = 2
+FIRST_CHARACTER = 3
+
+
+class Characters(BaseModel):
+    """A text becomes the int64 input `name` [rows, length]: the number of each character.
+
+    0 is padding, 1 begins a text, 2 ends it, 3 is the first character of `alphabet`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    alphabet: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Characters:
+        if len(set(self.alphabet)) != len(self.alphabet) or any(len(c) != 1 for c in self.alphabet):
+            raise ValueError("an alphabet is different single characters")
+        return self
+
+    @property
+    def ids(self) -> int:
+        """How many ids there are, padding and marks among them."""
+        return FIRST_CHARACTER + len(self.alphabet)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {
+            character: number for number, character in enumerate(self.alphabet, FIRST_CHARACTER)
+        }
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids int64 [length], without marks. Raises `BadInput` for what is not in the alphabet."""
+        numbers = self._numbers
+        try:
+            return np.array([numbers[character] for character in text], np.int64)
+        except KeyError as error:
+            unknown = error.args[0]
+            raise BadInput(
+                "the text holds a character that the model does not know",
+                got=f"{unknown!r} at place {text.index(unknown)}",
+                expected="".join(c for c in self.alphabet if c.isprintable()),
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without padding and marks."""
+        letters = (self.alphabet[i - FIRST_CHARACTER] for i in ids if i >= FIRST_CHARACTER)
+        return "".join(letters)
+
+
+class Generation(BaseModel):
+    """How a text is written, one token after the other.
+
+    `tokens` is the input of what has been written so far, and `logits` the output [rows, length,
+    ids] of what may come next. With `source`, that input holds the whole question and the answer
+    begins at its mark; without, the text of the request is continued, and `opening` is continued
+    where it is empty. `media` says what the text is: plain, or music in ABC notation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: Characters
+    logits: str
+    source: Characters | None = None
+    opening: str = "\n"
+    media: Literal["text", "abc"] = "text"
+
+
 class Codec(BaseModel):
     """How requests are read and answers are said; empty means arrays in, arrays out."""
 
@@ -113,6 +202,12 @@ class Codec(BaseModel):
     # `values` names the output that holds one number per row, in `unit`.
     values: str | None = None
     unit: str = ""
+    # `pixels` names the output [rows, classes, height, width] of probabilities; `colours` are
+    # those of the classes in an overlay, as #rrggbb.
+    tiled: TiledImage | None = None
+    pixels: str | None = None
+    colours: tuple[str, ...] = ()
+    generation: Generation | None = None
 
     @model_validator(mode="after")
     def _one_answer(self) -> Codec:
@@ -120,6 +215,8 @@ class Codec(BaseModel):
             raise ValueError("an answer is scores of classes, or a sign, or values")
         if self.sign is not None and len(self.classes) != 2:
             raise ValueError(f"a sign tells two classes apart, got {len(self.classes)}")
+        if self.pixels is not None and len(self.colours) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes have {len(self.colours)} colours")
         return self
 
     @property

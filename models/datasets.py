@@ -84,8 +84,9 @@ def split_rows(
 class RemoteFile:
     """A file of a data set: where it lies under the data folder, its address and its digest.
 
-    `sha256` is of the decompressed bytes, because the same data is found recompressed. What is
-    downloaded may be a ZIP archive that holds the file as `member`.
+    `sha256` is of the decompressed bytes, because the same data is found recompressed; of a PNG
+    these are its pixels, row by row. What is downloaded may be a ZIP archive that holds the file as
+    `member`.
     """
 
     path: str
@@ -140,13 +141,18 @@ def _decompressed(raw: bytes, file: RemoteFile) -> bytes:
     if file.member and raw[:4] == b"PK\x03\x04":
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             return archive.read(file.member)
+    if raw[:8] == b"\x89PNG\r\n\x1a\n":
+        from PIL import Image
+
+        with Image.open(io.BytesIO(raw)) as picture:
+            return picture.tobytes()
     return raw
 
 
 def _checked(raw: bytes, file: RemoteFile, where: str) -> bytes:
     try:
         data = _decompressed(raw, file)
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError, SyntaxError) as error:
         raise DataCorrupt(f"{where} is not a whole compressed file", got=str(error)) from error
     got = hashlib.sha256(data).hexdigest()
     if got != file.sha256:

@@ -132,6 +132,9 @@ class _Tracer(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
         self.used |= {id(a) for a in _flatten((args, kwargs)) if isinstance(a, nn.Parameter)}
+        if func in _RECURRENT:  # every weight once a step; the products of gates are not counted
+            steps = args[0].shape[1]  # of rows that stand first
+            self.multiplications += steps * sum(w.numel() for w in args[2] if w.ndim == 2)
         if isinstance(result, Tensor):
             self.multiplications += _multiplications(func, args, kwargs, result)
             field = self._field(func, args, kwargs, result)
@@ -232,6 +235,7 @@ _TRANSPOSED = (
     functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
 )  # fmt: skip
 _PRODUCTS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, torch.mm)
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _ADAPTIVE = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
 _POOLINGS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from models.codec import Codec
 from models.errors import BadSetting
-from models.signature import Arrays, Signature
+from models.recurrence import state_names
+from models.signature import Arrays, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +35,13 @@ class Training(BaseModel):
     `weight_decay`, `clip_norm` (the largest norm of the whole gradient), `patience` (epochs
     without a better validation metric, after which training stops) and each augmentation of the
     training batches, which is drawn up to the setting: `rotate` in degrees, `shift` and `scale` as
-    shares of the picture, `noise` as a standard deviation in the input's units.
+    shares of the picture, `noise` as a standard deviation in the input's units. `flip` mirrors half
+    of the pictures along each axis, `elastic` bends them by displacements of that standard
+    deviation in pixels, and `crop` cuts squares of that side out of them; targets that are maps
+    move along. `repeat` is how often an epoch shows each row.
+
+    `carry` makes the rows a text that is read from row to row: the state after one goes into the
+    next, and gradients end between them (truncated back-propagation through time).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +58,11 @@ class Training(BaseModel):
     shift: Annotated[float, Field(ge=0, le=1)] = 0.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    flip: bool = False
+    elastic: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    crop: Annotated[int, Field(ge=0, le=1 << 14)] = 0
+    repeat: Annotated[int, Field(ge=1, le=1 << 16)] = 1
+    carry: bool = False
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
@@ -68,11 +80,14 @@ class Recipe:
     - `data[name](**settings)` gives a `Dataset` with separate train, validation and test rows.
     - `loss(outputs, targets, **settings)` is a scalar, `evaluate(outputs, targets)` the metrics
       over a split.
+    - `per_row(outputs, targets)` is what of each row `evaluate` is given as its outputs, such as
+      counts, where the outputs themselves are too large to keep.
     - `gradients(module, inputs, targets)` fills the parameters' gradients by a rule of its own and
       gives the loss; without it, back-propagation of `loss` does.
     - `prepare(module, inputs, targets)` runs once on the training rows, for their statistics.
-    - `floor[name]` is the least test value of `metric` on that data, missing it fails the run, and
-      None asks for nothing; `training[name]` is how it is trained there.
+    - `floor[name]` is the least test value of `metric` on that data, or the greatest where
+      `direction` is "min"; missing it fails the run, and None asks for nothing. `training[name]` is
+      how it is trained there.
     - `presets[name]` are settings on that data, beneath those that are set by hand. The declared
       defaults are the published size; a preset makes it trainable on less.
     - `baseline(dataset)` gives test metrics of a reference model, to stand beside the recipe's.
@@ -91,11 +106,13 @@ class Recipe:
     loss: Callable[..., Tensor]
     evaluate: Callable[[Arrays, Arrays], dict[str, float]]
     metric: str
+    direction: Literal["max", "min"] = "max"
     floor: Mapping[str, float | None]
     training: Mapping[str, Training]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    per_row: Callable[[Arrays, Arrays], Arrays] = lambda outputs, targets: outputs
     gradients: Callable[[nn.Module, Tensors, Tensors], Tensor] | None = None
-    codec: Callable[[Dataset], Codec] = lambda dataset: Codec()
+    codec: Callable[..., Codec] = lambda dataset: Codec()
     prepare: Callable[[nn.Module, Tensors, Tensors], None] = lambda module, inputs, targets: None
     baseline: Callable[[Dataset], dict[str, float]] = lambda dataset: {}
     remarks: Callable[[Dataset, dict[str, float]], tuple[str, ...]] = lambda dataset, metrics: ()
@@ -171,18 +188,21 @@ class Recipe:
     def make_signature(self) -> Signature:
         return self._call(self.signature)
 
+    def make_codec(self, dataset: Dataset) -> Codec:
+        return self._call(self.codec, dataset)
+
     def load(self, data: str) -> Dataset:
         """The data set of that name. Raises `BadSetting` with the names there are."""
         recipe = self.on(data)
         return recipe._call(self.data[data])
 
-    def check_fits(self, dataset: Dataset) -> None:
+    def check_fits(self, dataset: Dataset, data: str) -> None:
         """Raise `BadSetting` when the settings ask for other inputs or classes than the data has.
 
         Axes that vary are not compared: rows are cut or continued to their sizes.
         """
         signature = self.make_signature()
-        for spec in signature.inputs:
+        for spec in self._data_inputs():
             rows = dataset.test.inputs[spec.name]
             wanted = spec.shape[1:] if signature.batch else spec.shape
             sizes = zip(rows.shape[1:], wanted, strict=False)
@@ -193,36 +213,74 @@ class Recipe:
                     got=str(spec),
                     expected=f"rows of {list(rows.shape[1:])}",
                 )
-        codec = self.codec(dataset)
-        classes = signature.output(codec.scores).shape[-1] if codec.scores else len(codec.classes)
-        if classes != len(codec.classes):
-            raise BadSetting(
-                f"the settings of recipe {self.name!r} do not fit the data {dataset.name!r}",
-                got=f"{classes} classes",
-                expected=len(codec.classes),
-            )
+            crop = self.training[data].crop
+            if spec.picture and crop:
+                has_map = map_of(dataset.train.targets, dataset.train.inputs[spec.name].shape)
+                if has_map is None or crop > min(rows.shape[2:]):
+                    raise BadSetting(
+                        f"setting 'crop' of recipe {self.name!r} does not fit the data "
+                        f"{dataset.name!r}",
+                        got=crop,
+                        expected=f"at most {min(rows.shape[2:])}" if has_map else "0: no maps",
+                    )
+        codec = self.make_codec(dataset)
+        answers = ((codec.scores, -1, len(codec.classes)), (codec.pixels, 1, len(codec.classes)))
+        if codec.generation:
+            answers = ((codec.generation.logits, -1, codec.generation.tokens.ids),)
+        for output, axis, classes in answers:
+            said = signature.output(output).shape[axis] if output else classes
+            if said != classes:
+                raise BadSetting(
+                    f"the settings of recipe {self.name!r} do not fit the data {dataset.name!r}",
+                    got=f"{said} classes",
+                    expected=classes,
+                )
+
+    def rank(self, metrics: Mapping[str, float]) -> float:
+        """What the recipe's own metric is worth: the more the better, whatever its direction."""
+        value = metrics[self.metric]
+        return value if self.direction == "max" else -value
 
     def compute_loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
         return self._call(self.loss, outputs, targets)
 
     def _check_augmentation(self, changed: Mapping[str, Any]) -> None:
         """Refuse an augmentation that no input of this recipe can take."""
-        inputs = self.make_signature().inputs
+        inputs = self._data_inputs()
+        recurrence = self.make_signature().recurrence
         can = {
+            "carry": recurrence is not None and all(s.position is None for s in recurrence.states),
             "noise": any(spec.floating for spec in inputs),
-            **dict.fromkeys(("rotate", "shift", "scale"), any(s.picture for s in inputs)),
+            **dict.fromkeys(
+                ("rotate", "shift", "scale", "flip", "elastic", "crop"),
+                any(spec.picture for spec in inputs),
+            ),
         }
         for name, possible in can.items():
             if changed.get(name) and not possible:
                 raise BadSetting(
                     f"setting {name!r} of recipe {self.name!r} is refused",
                     got=changed[name],
-                    expected="0, for the recipe has no input that it could change",
+                    expected="0, for the recipe has no input that it could change"
+                    if name != "carry"
+                    else "false, for the recipe has no state that could be carried from row to row",
                 )
+
+    def _data_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a data set holds: all but those that carry state."""
+        signature = self.make_signature()
+        carried = state_names(signature)
+        return tuple(spec for spec in signature.inputs if spec.name not in carried)
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         names = _parameters(function)
         return function(*args, **{n: v for n, v in self.settings.items() if n in names})
+
+
+def map_of(targets: Mapping[str, Any], picture: Sequence[int]) -> str | None:
+    """The target that says something of every pixel of pictures of that shape, if there is one."""
+    names = (n for n, t in targets.items() if tuple(t.shape[1:]) == tuple(picture[2:]))
+    return next(names, None)
 
 
 _Floor = Annotated[float, Field(allow_inf_nan=False)] | Literal["none"]
@@ -245,7 +303,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 def _keywords(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
-    parts = (recipe.network, recipe.served, recipe.signature, recipe.loss, *recipe.data.values())
+    parts = (
+        recipe.network, recipe.served, recipe.signature, recipe.loss, recipe.codec,
+        *recipe.data.values(),
+    )  # fmt: skip
     for function in parts:
         for name, declared in _parameters(function).items():
             if found.setdefault(name, declared)[1] != declared[1]:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from models.errors import BadInput
+from models.recurrence import Recurrence, State
 
 DType = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 Sizes = dict[str, int]
@@ -108,10 +109,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Named inputs and named outputs; an axis name means the same size wherever it stands."""
+    """Named inputs and named outputs; an axis name means the same size wherever it stands.
+
+    With a `recurrence`, a long sequence may be given in several calls that carry its state.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    recurrence: Recurrence | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Signature:
@@ -135,6 +140,10 @@ class Signature:
                 first = spec.shape[0] if spec.shape else None
                 if not (isinstance(first, Axis) and first.name == BATCH):
                     raise ValueError(f"tensor {spec.name!r} lacks the batch axis others have")
+        if self.recurrence and not {BATCH, self.recurrence.axis} <= known:
+            raise ValueError(f"a recurrence needs the axes 'batch' and {self.recurrence.axis!r}")
+        for state in self.recurrence.states if self.recurrence else ():
+            _check_state(self, state)
         return self
 
     @property
@@ -256,6 +265,32 @@ class Signature:
 
 
 _ADAPTER = TypeAdapter(Signature)
+
+
+def _check_state(signature: Signature, state: State) -> None:
+    """Refuse a state whose output cannot become its input in the next call."""
+    given = {spec.name: spec for spec in signature.inputs}
+    answered = {spec.name: spec for spec in signature.outputs}
+    if state.input not in given or state.output not in answered:
+        raise ValueError(f"state {state.input!r} from {state.output!r} names no input and output")
+    before, after = given[state.input], answered[state.output]
+    axes = [axis.name for spec in (before, after) for axis in spec.axes]
+    if state.position is None:
+        sound = before.shape == after.shape and set(axes) <= {BATCH}
+    else:
+        place = given.get(state.position)
+        steps = signature.recurrence.axis if signature.recurrence else ""
+        sound = (
+            place is not None
+            and place.dtype == "int64"
+            and place.shape == before.shape[:1]
+            and len(before.shape) == 4
+            and all(isinstance(size, int) for size in before.shape[1:])
+            and [a.name for a in after.axes] == [BATCH, steps]
+            and after.shape == (*before.shape[:2], signature.axes[steps], before.shape[3])
+        )
+    if not sound or before.dtype != after.dtype:
+        raise ValueError(f"state {before.name!r} is {before}, its output {after.name!r} is {after}")
 
 
 def _names(names: list[str]) -> str:

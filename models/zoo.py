@@ -9,14 +9,22 @@ from pathlib import Path
 from models.alexnet import ALEXNET
 from models.cnn import CNN_32_64_1024
 from models.errors import UnknownRecipe
+from models.fcn import FCN8S
 from models.googlenet import GOOGLENET, INCEPTION_MINI
+from models.gru import GRU, GRU_CLASSIFIER
 from models.lenet5 import LENET5
+from models.lstm import LSTM, LSTM_CLASSIFIER, LSTM_MUSIC
 from models.mlp import MLP_784_512_10, MLP_BATCHNORM, MLP_DROPOUT
 from models.mlp_tabular import MLP_REGRESSION, MLP_TABULAR
 from models.perceptron import PERCEPTRON
 from models.recipe import Recipe
 from models.resnet import PLAIN20, PLAIN56, RESNET18, RESNET20, RESNET56
+from models.rnn import RNN, RNN_CLASSIFIER
 from models.spam_cnn import SPAM_CNN
+from models.transformer import TRANSFORMER
+from models.transformer_classifier import TRANSFORMER_CLASSIFIER
+from models.transformer_translate import TRANSFORMER_TRANSLATE
+from models.unet import UNET
 from models.xor import XOR
 
 _RECIPES = (
@@ -38,6 +46,18 @@ _RECIPES = (
     GOOGLENET,
     INCEPTION_MINI,
     SPAM_CNN,
+    UNET,
+    FCN8S,
+    RNN_CLASSIFIER,
+    LSTM_CLASSIFIER,
+    GRU_CLASSIFIER,
+    TRANSFORMER_CLASSIFIER,
+    RNN,
+    LSTM,
+    GRU,
+    LSTM_MUSIC,
+    TRANSFORMER,
+    TRANSFORMER_TRANSLATE,
 )
 ZOO: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 

@@ -21,6 +21,7 @@ from models.recipe import Kind
 from models.signature import Signature
 from pipeline.artifacts import check_files, digest_bytes, load
 from pipeline.backends import DEFAULT_TARGET, Session, backend, target
+from pipeline.carrying import replay_sequences
 from pipeline.cases import CASES_FILE, Case, read_cases
 from pipeline.compare import replay
 from pipeline.values import (
@@ -41,7 +42,11 @@ CASES = "cases"
 ENGINES = "engines"
 
 # By kind, the service that serves such bundles: text, for nothing here imports `serving`.
-SERVICES: dict[Kind, str] = {"classification": "serving.classification:Classification"}
+SERVICES: dict[Kind, str] = {
+    "classification": "serving.classification:Classification",
+    "segmentation": "serving.segmentation:Segmentation",
+    "sequence": "serving.sequence:Sequence",
+}
 
 
 class Manifest(BaseModel):
@@ -121,9 +126,18 @@ class Bundle:
     def cases(self) -> list[Case]:
         return read_cases(self.folder / CASES)
 
-    def replay(self, session: Session, name: str = DEFAULT_TARGET) -> list[Finding]:
-        """Ask the open engine every recorded case; findings against the certificate's limits."""
-        return replay(session.run, self.cases(), self.certificate(name).limits)
+    def replay(
+        self, session: Session, name: str = DEFAULT_TARGET, *, sequences: bool = True
+    ) -> list[Finding]:
+        """Ask the open engine every recorded case; findings against the certificate's limits.
+
+        Without `sequences`, single calls only: a sequence is hundreds of calls, one after another.
+        """
+        cases, limits = self.cases(), self.certificate(name).limits
+        findings = replay(session.run, cases, limits)
+        if sequences:
+            findings += replay_sequences(session.run, self.manifest.signature, cases, limits)
+        return findings
 
 
 def open_bundle(folder: Path) -> Bundle:

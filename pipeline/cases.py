@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from models.errors import TamperedFile
 from models.signature import BATCH, Arrays, Signature, Sizes, TensorSpec
-from pipeline.artifacts import canonical_json
+from pipeline.artifacts import canonical_json, write_bytes
 
-CASES_FILE = "cases.safetensors"
+CASES_FILE = "cases.safetensors.gz"  # tables of state are mostly zeros
 
 HELD_OUT = "held-out"
 EDGE = "edge"
+CARRIED = "carried"  # a long sequence, to be asked step by step
+GREEDY = "greedy"  # a prompt, to be continued by the likeliest token again and again
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,20 @@ def write_cases(cases: list[Case], folder: Path) -> None:
         for part in ("inputs", "eager", "reference"):
             for name, array in getattr(case, part).items():
                 tensors[f"{number}/{part}/{name}"] = np.ascontiguousarray(array)
-    save_file(tensors, folder / CASES_FILE, metadata={"cases": canonical_json(index).decode()})
+    raw = save(tensors, metadata={"cases": canonical_json(index).decode()})
+    # Without a time the same cases give the same bytes.
+    write_bytes(folder / CASES_FILE, gzip.compress(raw, compresslevel=1, mtime=0))
 
 
 def read_cases(folder: Path) -> list[Case]:
     """Read cases back. Raises `TamperedFile` when the file is not one that we wrote."""
     path = folder / CASES_FILE
     try:
-        with safe_open(path, framework="numpy") as file:
-            index = json.loads((file.metadata() or {})["cases"])
+        raw = gzip.decompress(path.read_bytes())
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        index = json.loads(header["__metadata__"]["cases"])
         parts: list[dict[str, Arrays]] = [{} for _ in index]
-        for key, array in load_file(path).items():
+        for key, array in load(raw).items():
             number, part, name = key.split("/")
             parts[int(number)].setdefault(part, {})[name] = array
         return [

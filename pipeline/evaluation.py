@@ -20,6 +20,12 @@ from pipeline.values import EVALUATION, GALLERY
 _CONFIDENCE = 0.95
 _RESAMPLES = 400
 _ROWS = 24
+_MAPS = 6
+
+MASK = "mask"  # the target that gives each pixel its class
+# Beside the inputs of a gallery of pictures: the class of each pixel, there and predicted.
+ACTUAL = "actual"
+PREDICTED = "predicted"
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -57,7 +63,11 @@ def intervals(
 def _counts_rows(name: str, value: float, rows: int) -> bool:
     """Whether a metric is the share of rows that were answered right."""
     hits = value * rows
-    return "accuracy" in name and 0 <= value <= 1 and math.isclose(hits, round(hits))
+    return (
+        ("accuracy" in name or "exact" in name)
+        and 0 <= value <= 1
+        and math.isclose(hits, round(hits))
+    )
 
 
 def wilson(hits: int, rows: int) -> tuple[float, float]:
@@ -70,33 +80,61 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / whole), min(1.0, (centre + half) / whole)
 
 
+def choose_rows(dataset: Dataset, codec: Codec, measured: Arrays) -> np.ndarray:
+    """The test rows that a report shows: of a classifier the surest mistakes first."""
+    if "label" not in dataset.test.targets or not (codec.scores or codec.sign):
+        most = _MAPS if codec.pixels else _ROWS
+        return np.arange(min(most, len(dataset.test)))
+    actual = dataset.test.targets["label"]
+    predicted, sureness = _said(codec, measured)
+    wrong = np.flatnonzero(predicted != actual)
+    wrong = wrong[np.argsort(-sureness[wrong], kind="stable")][: _ROWS // 2]
+    right = np.flatnonzero(predicted == actual)[: _ROWS - len(wrong)]
+    return np.concatenate([wrong, right])
+
+
 def write_evaluation(
-    dataset: Dataset, codec: Codec, outputs: Arrays, metrics: dict[str, float], out: Path
+    dataset: Dataset,
+    codec: Codec,
+    measured: Arrays,
+    metrics: dict[str, float],
+    shown: np.ndarray,
+    outputs: Arrays,
+    out: Path,
 ) -> None:
-    """What a report shows of the test split: numbers, and some rows, the surest mistakes first."""
-    facts: dict[str, Any] = {"metrics": metrics, "rows": len(dataset.test)}
-    gallery = np.arange(min(_ROWS, len(dataset.test)))
+    """What a report shows of the test split: numbers, and the `shown` rows with their outputs."""
+    facts: dict[str, Any] = {
+        "metrics": metrics,
+        "rows": len(dataset.test),
+        "gallery": shown.tolist(),
+    }
     if "label" in dataset.test.targets and (codec.scores or codec.sign):
-        actual = dataset.test.targets["label"]
+        predicted, sureness = _said(codec, measured)
         if codec.scores:
-            predicted, sureness = outputs[codec.scores].argmax(1), outputs[codec.scores].max(1)
             facts["confidence"] = [round(float(share), 6) for share in sureness]
-        else:
-            margin = outputs[str(codec.sign)][:, 0]
-            predicted, sureness = (margin > 0).astype(np.int64), np.abs(margin)
-        wrong = np.flatnonzero(predicted != actual)
-        wrong = wrong[np.argsort(-sureness[wrong], kind="stable")][: _ROWS // 2]
-        right = np.flatnonzero(predicted == actual)[: _ROWS - len(wrong)]
-        gallery = np.concatenate([wrong, right])
         facts |= {
             "classes": list(codec.classes),
-            "actual": actual.tolist(),
+            "actual": dataset.test.targets["label"].tolist(),
             "predicted": predicted.tolist(),
         }
-    facts["gallery"] = gallery.tolist()
+    inputs = {name: array[shown] for name, array in dataset.test.inputs.items()}
     if codec.text:
-        rows = dataset.test.inputs[codec.text.name][gallery].tolist()
-        facts["texts"] = [" ".join(codec.text.decode(row)) for row in rows]
+        facts["texts"] = [" ".join(codec.text.decode(row)) for row in inputs[codec.text.name]]
+    if codec.generation:
+        reader = codec.generation.source or codec.generation.tokens
+        facts["texts"] = [reader.decode(row) for row in inputs[reader.name]]
+    if codec.pixels:
+        facts["legend"] = dict(zip(codec.classes, codec.colours, strict=True))
+        masks = dataset.test.targets[MASK][shown]
+        predicted = outputs[codec.pixels].argmax(1)
+        inputs |= {ACTUAL: masks.astype(np.uint8), PREDICTED: predicted.astype(np.uint8)}
     write_json(out / EVALUATION, facts)
-    inputs = {name: array[gallery] for name, array in dataset.test.inputs.items()}
     safetensors.numpy.save_file(inputs, out / GALLERY)
+
+
+def _said(codec: Codec, measured: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the predicted class, and how sure the classifier is of it."""
+    if codec.scores:
+        return measured[codec.scores].argmax(1), measured[codec.scores].max(1)
+    margin = measured[str(codec.sign)][:, 0]
+    return (margin > 0).astype(np.int64), np.abs(margin)

@@ -18,12 +18,21 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from models.codec import Generation
 from models.datasets import Dataset
 from models.errors import ExportFailed
 from models.recipe import Recipe
-from models.signature import Arrays, Axis, Signature
+from models.recurrence import advance, capacity, start, step_names
+from models.signature import BATCH, Arrays, Axis, Signature
 from pipeline.artifacts import digest_files, save
-from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
+from pipeline.carrying import (
+    carried_inputs,
+    decode_greedily,
+    prompt,
+    replay_sequences,
+    run_carried,
+)
+from pipeline.cases import CARRIED, CASES_FILE, GREEDY, Case, make_inputs, write_cases
 from pipeline.compare import derive_limits, replay
 from pipeline.progress import Progress, silent
 from pipeline.train import load_module
@@ -33,6 +42,7 @@ from pipeline.versions import libraries
 # What dynamo writes by itself; 17 to 20 is what every engine builder takes, so it is read back.
 _OPSET = 18
 _OPSETS = range(17, 21)
+_STATES = 64  # rows whose state is computed for the cases
 
 
 def export(
@@ -61,9 +71,12 @@ def export(
     onnx.save_model(graph, out / MODEL)
     progress(3, steps, "recording cases")
     cases = record(module, signature, dataset.test.inputs)
+    cases += record_sequences(
+        module, signature, dataset.test.inputs, recipe.make_codec(dataset).generation
+    )
     write_cases(cases, out)
     progress(4, steps, "running the graph on every case")
-    _check_answers(out / MODEL, cases, recipe.name)
+    _check_answers(out / MODEL, signature, cases, recipe.name)
     value = OnnxModel(
         folder=out,
         recipe=recipe.name,
@@ -85,11 +98,83 @@ def record(module: nn.Module, signature: Signature, samples: Arrays) -> list[Cas
     """
     exact = copy.deepcopy(module).double()
     cases = []
-    for case in make_inputs(signature, samples):
+    for case in make_inputs(signature, _with_states(module, signature, samples)):
         eager = _answer(module, case.inputs)
         _check_outputs(signature, case, eager)
         cases.append(replace(case, eager=eager, reference=_answer(exact, case.inputs, wide=True)))
     return cases
+
+
+def record_sequences(
+    module: nn.Module, signature: Signature, samples: Arrays, generation: Generation | None
+) -> list[Case]:
+    """Long sequences, asked step by step, and what the module writes greedily after a prompt.
+
+    Both by the fp32 and by the fp64 module, each with the state that it carried itself.
+    """
+    if signature.recurrence is None:
+        return []
+    exact = copy.deepcopy(module).double()
+    inputs = carried_inputs(signature, samples)
+    states = {state.output for state in signature.recurrence.states}
+
+    def run(arrays: Mapping[str, np.ndarray], wide: bool = False) -> Arrays:
+        return _answer(exact if wide else module, dict(arrays), wide)
+
+    answers = []
+    rows, length = inputs[step_names(signature)[0]].shape[:2]
+    for wide in (False, True):
+        said = run_carried(
+            lambda arrays, wide=wide: run(arrays, wide), signature, inputs, range(length), wide=wide
+        )
+        answers.append({name: array for name, array in said.items() if name not in states})
+    sizes = {BATCH: rows, signature.recurrence.axis: length}
+    cases = [Case("carried", CARRIED, sizes, inputs, *answers)]
+    if generation:
+        tokens, logits = generation.tokens.name, generation.logits
+        begun, count = prompt(signature, inputs, tokens)
+        answers = []
+        for wide in (False, True):
+            chosen, margins = decode_greedily(
+                lambda arrays, wide=wide: run(arrays, wide),
+                signature, begun, tokens, logits, count, wide=wide,
+            )  # fmt: skip
+            answers.append({tokens: chosen, logits: margins})
+        sizes = {BATCH: rows, signature.recurrence.axis: count}
+        cases.append(Case("greedy", GREEDY, sizes, begun, *answers))
+    return cases
+
+
+def _with_states(module: nn.Module, signature: Signature, samples: Arrays) -> Arrays:
+    """The samples, with state as it is after the row before; every fourth row begins anew.
+
+    A table holds a part of that row, some of them nearly all that fits.
+    """
+    if signature.recurrence is None:
+        return samples
+    timed = step_names(signature)
+    few = {name: array[:_STATES] for name, array in samples.items()}
+    rows = len(few[timed[0]])
+    room = capacity(signature)
+    before = {name: np.roll(array, 1, axis=0) for name, array in few.items()}
+    if room is not None:
+        before |= {name: np.resize(before[name], (rows, room)) for name in timed}
+    outputs = _answer(module, before | start(signature, rows))
+    states = advance(signature, start(signature, rows), outputs, before[timed[0]].shape[1])
+    longest = signature.axes[signature.recurrence.axis].max
+    for state in signature.recurrence.states:
+        array = np.array(states[state.input])
+        states[state.input] = array
+        if state.position is None:
+            array[::4] = 0
+            continue
+        assert room is not None
+        held = np.arange(rows) * 7 % min(room - longest + 1, 33)
+        held[3::8] = room - longest
+        states[state.position] = held
+        for row, written in enumerate(held):
+            array[row, :, written:] = 0
+    return few | states
 
 
 @torch.inference_mode()
@@ -242,7 +327,7 @@ def _declared(value: onnx.ValueInfoProto) -> str:
     return f"{dtype}[{', '.join(str(d.dim_param or d.dim_value) for d in tensor.shape.dim)}]"
 
 
-def _check_answers(path: Path, cases: list[Case], name: str) -> None:
+def _check_answers(path: Path, signature: Signature, cases: list[Case], name: str) -> None:
     """Run the graph, unoptimised, on every case: what was traced must hold at every shape."""
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -254,7 +339,9 @@ def _check_answers(path: Path, cases: list[Case], name: str) -> None:
         answers = session.run(names, dict(inputs))
         return {n: np.asarray(a) for n, a in zip(names, answers, strict=True)}
 
-    for finding in replay(run, cases, derive_limits(cases)):
+    limits = derive_limits(cases)
+    findings = replay(run, cases, limits) + replay_sequences(run, signature, cases, limits)
+    for finding in findings:
         if not finding.passed:
             raise ExportFailed(
                 f"the graph of {name!r} does not answer as the module does: output "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from models.signature import BATCH, Arrays, Signature
+from pipeline.carrying import run_carried, uneven_cuts
 from pipeline.cases import HELD_OUT, Case
 from pipeline.compare import Run, compare, crashed
 from pipeline.values import Finding, Limit
@@ -22,6 +23,7 @@ def invariances(
 
     With a batch axis: equal rows get equal answers wherever they stand (duplicate), order does not
     matter (permute), nor do the other rows (neighbour), nor how rows are cut into batches (split).
+    A sequence that is cut into calls which carry its state is answered as in one (cut).
     Always, to the bit: a second call (twice) and a second session (reload) answer the same.
     """
     exact = {name: Limit(scale=1.0, noise_floor=0.0, limit=0.0) for name in limits}
@@ -30,6 +32,17 @@ def invariances(
         yield from _hold(
             name, case, limits, lambda law=law: law(run, case.inputs, case.sizes[BATCH])
         )
+    if signature.recurrence:
+        axis = signature.recurrence.axis
+        held_out = (case for case in cases if case.origin == HELD_OUT)
+        long = max(held_out, key=lambda case: case.sizes[axis])
+        yield from _hold(
+            "cut", long, limits,
+            lambda: (
+                run_carried(run, signature, long.inputs, uneven_cuts(long.sizes[axis])),
+                run(long.inputs),
+            ),
+        )  # fmt: skip
     yield from _hold("twice", case, exact, lambda: (run(case.inputs), run(case.inputs)))
     yield from _hold("reload", case, exact, lambda: (reopen()(case.inputs), run(case.inputs)))
 

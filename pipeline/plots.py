@@ -213,6 +213,14 @@ def picture(pixels: np.ndarray, low: float, high: float, largest: int = 112) -> 
     return _data_address(image)
 
 
+def class_map(classes: np.ndarray, colours: Sequence[str], largest: int = 112) -> str:
+    """[h, w] of class numbers in their colours, #rrggbb, as a PNG data address."""
+    palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours], np.uint8)
+    image = Image.fromarray(palette[classes])
+    image.thumbnail((largest, largest), Image.Resampling.NEAREST)
+    return _data_address(image)
+
+
 def _strongest(weights: np.ndarray) -> tuple[np.ndarray, str]:
     """The units of largest norm in their own order, and how many of how many they are."""
     if len(weights) <= _MOST_TILES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +12,25 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from models.metrics import confusion
 from models.recipe import Recipe
-from models.signature import Signature, TensorSpec
+from models.signature import Signature
 from pipeline import plots
 from pipeline.artifacts import write_bytes
 from pipeline.card import interval, measured, number, percent, read_evaluation, span, times
-from pipeline.compare import ratio, worst_ratio
+from pipeline.compare import ratio
+from pipeline.report_certificate import LAWS, describe_certificate
+from pipeline.report_samples import is_picture, samples, written
 from pipeline.values import (
-    GALLERY,
     HISTORY,
     WEIGHTS,
     Certificate,
-    Finding,
     OnnxModel,
     TrainedModel,
 )
 
 _MOST_CLASSES = 26  # a larger confusion matrix is read as its commonest mistakes
-
-# What each law of pipeline.invariance says, for readers.
-_LAWS = {
-    "duplicate": "equal rows get equal answers wherever they stand",
-    "permute": "the order of the rows does not matter",
-    "neighbour": "a row's answer does not depend on the other rows",
-    "split": "an answer does not depend on how rows are cut into batches",
-    "twice": "a second call answers the same, to the bit",
-    "reload": "a second session answers the same, to the bit",
-}
 
 
 @dataclass(frozen=True)
@@ -54,19 +42,6 @@ class ClassScore:
     recall: float | None
     f1: float | None
     rows: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One test row of the gallery, as pictures or text where its inputs are that."""
-
-    row: int
-    pictures: list[str]
-    text: str = ""
-    actual: str = ""
-    predicted: str = ""
-    confidence: float | None = None
-    wrong: bool = False
 
 
 def write_report(
@@ -106,9 +81,11 @@ def write_report(
         scores=_scores(classes, counts) if classes and counts is not None else [],
         mistakes=_mistakes(classes, counts) if classes and counts is not None else [],
         drawn_whole=bool(classes) and len(classes) <= _MOST_CLASSES,
-        samples=_samples(trained, evaluation, model.signature),
+        samples=samples(trained, evaluation, model.signature),
+        legend=evaluation.get("legend"),
+        written=written(trained, model),
         filters=_filters(trained, model.signature),
-        certificates=[_certificate(c, model.signature) for c in certificates],
+        certificates=[describe_certificate(c, model.signature) for c in certificates],
         passed=bool(certificates) and all(certificates),
         lineage=_lineage(trained, model, certificates),
         latency=latency,
@@ -209,37 +186,6 @@ def _mistakes(classes: Sequence[str], counts: np.ndarray) -> list[tuple[str, str
     return [(classes[a], classes[p], int(wrong[a, p])) for a, p in pairs if wrong[a, p]]
 
 
-def _samples(
-    trained: TrainedModel, evaluation: Mapping[str, Any], signature: Signature
-) -> list[Sample]:
-    """The gallery's rows, mistakes first; none when no input is a picture or text."""
-    inputs = load_file(trained.folder / GALLERY)
-    specs = [spec for spec in signature.inputs if spec.name in inputs and _is_picture(spec)]
-    samples = []
-    texts = evaluation.get("texts")
-    for place, row in enumerate(evaluation["gallery"] if specs or texts else ()):
-        drawn = []
-        for spec in specs:
-            pixels = inputs[spec.name]
-            low = float(pixels.min()) if spec.low is None else spec.low
-            high = float(pixels.max()) if spec.high is None else spec.high
-            drawn.append(plots.picture(pixels[place], low, high))
-        text = texts[place] if texts else ""
-        sample = Sample(row, drawn, text)
-        if classes := evaluation.get("classes"):
-            actual, predicted = evaluation["actual"][row], evaluation["predicted"][row]
-            sureness = evaluation["confidence"][row] if "confidence" in evaluation else None
-            wrong = actual != predicted
-            sample = Sample(row, drawn, text, classes[actual], classes[predicted], sureness, wrong)
-        samples.append(sample)
-    return sorted(samples, key=lambda sample: not sample.wrong)
-
-
-def _is_picture(spec: TensorSpec) -> bool:
-    """Whether a tensor is [n, 1 or 3, h, w]."""
-    return len(spec.shape) == 4 and spec.shape[1] in (1, 3)
-
-
 def _filters(trained: TrainedModel, signature: Signature) -> plots.Filters:
     """The first layer as pictures: kernels, or units over the pixels that they see."""
     name = trained.first_layer
@@ -252,60 +198,11 @@ def _filters(trained: TrainedModel, signature: Signature) -> plots.Filters:
     if weights.ndim == 2:
         for spec in signature.inputs:
             field = [size for size in spec.shape[2:] if isinstance(size, int)]
-            grey = _is_picture(spec) and spec.shape[1] == 1 and len(field) == 2
+            grey = is_picture(spec) and spec.shape[1] == 1 and len(field) == 2
             if grey and field[0] * field[1] == weights.shape[1]:
                 pixels = weights.reshape(-1, 1, *field)
                 return plots.filters(f"{name} over the pixels of {spec.name}", pixels)
     return plots.filters(name, weights)
-
-
-def _certificate(certificate: Certificate, signature: Signature) -> dict[str, Any]:
-    """What the template shows of one certificate: its findings as tables, and their plot."""
-    said = dict.fromkeys(f.output for f in certificate.findings)
-    outputs = [spec.name for spec in signature.outputs]
-    outputs += [name for name in {**certificate.limits, **said} if name not in outputs]
-    tables = {
-        "samples": _table(certificate.findings, outputs, {"samples"}),
-        "edges": _table(certificate.findings, outputs, {"edges"}),
-    }
-    laws = {f.check for f in certificate.findings} - tables.keys()
-    cases = tables["samples"] + tables["edges"]
-    plot = None
-    if cases:
-        columns = zip(*(row for _, row in cases), strict=True)
-        plot = plots.dots(
-            f"errors {certificate.target}",
-            [first.case for first, _ in cases],
-            {
-                name: [ratio(f) if f else math.nan for f in column]
-                for name, column in zip(outputs, columns, strict=True)
-            },
-            f"Error over limit of {len(outputs)} outputs in {len(cases)} cases of "
-            f"{certificate.target}; worst {times(worst_ratio(certificate.findings))}",
-            xlabel="error / limit (logarithmic)",
-        )
-    return {
-        "value": certificate,
-        "passed": bool(certificate),
-        "outputs": outputs,
-        "limits": {n: certificate.limits[n] for n in outputs if n in certificate.limits},
-        "worst": worst_ratio(certificate.findings),
-        "failed": sum(not f.passed or ratio(f) is None for f in certificate.findings),
-        "laws": _table(certificate.findings, outputs, laws),
-        "plot": plot,
-        **tables,
-    }
-
-
-def _table(
-    findings: Sequence[Finding], outputs: Sequence[str], checks: set[str]
-) -> list[tuple[Finding, list[Finding | None]]]:
-    """A row for each check and case, as its first finding and then one for each output."""
-    rows: dict[tuple[str, str], dict[str, Finding]] = {}
-    for finding in findings:
-        if finding.check in checks:
-            rows.setdefault((finding.check, finding.case), {})[finding.output] = finding
-    return [(next(iter(r.values())), [r.get(name) for name in outputs]) for r in rows.values()]
 
 
 def _lineage(
@@ -377,4 +274,4 @@ _PAGE.filters.update(
     words=_words,
     interval=interval,
 )
-_PAGE.globals.update(laws=_LAWS)
+_PAGE.globals.update(laws=LAWS)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.augment import augment, draw_noise
+from models.augment import augment, augment_maps, draw_noise
 from models.datasets import Dataset
 from models.errors import FloorMissed, TrainingFailed
 from models.optimization import learning_rate, make_optimizer
-from models.recipe import Recipe, Training
+from models.recipe import Recipe, Training, map_of
+from models.recurrence import State
 from models.signature import Arrays
-from pipeline.artifacts import digest_files, replacing, save, write_json
-from pipeline.evaluation import intervals, write_evaluation
+from pipeline.artifacts import digest_files, save, write_json
+from pipeline.checkpoint import Epochs, Tensors, resume, write_checkpoint
+from pipeline.evaluation import choose_rows, intervals, write_evaluation
 from pipeline.progress import Progress, silent
 from pipeline.values import (
     CODEC,
@@ -36,9 +38,8 @@ from pipeline.values import (
 from pipeline.versions import libraries
 
 _EVALUATION_ROWS = 512
-
-Epochs = list[dict[str, Any]]
-Tensors = dict[str, Tensor]
+_EVALUATION_VALUES = 1 << 20  # of one input
+_SECONDS_UNTOLD = 10.0
 
 
 def train(
@@ -64,7 +65,7 @@ def train(
     remarks about this data.
     """
     recipe, settings = recipe.on(data), recipe.training[data]
-    recipe.check_fits(dataset)
+    recipe.check_fits(dataset, data)
     with _deterministic(settings.seed, device):
         module = recipe.build()
         module.to(device)
@@ -80,24 +81,29 @@ def train(
             recipe, settings, module, train_rows, validation_rows, checkpoint, progress
         )
         module.load_state_dict(best)
-    outputs = _arrays(predict(module, _tensors(dataset.test.inputs, device)))
-    metrics = recipe.evaluate(outputs, dataset.test.targets)
+    test_rows = (_tensors(part, device) for part in (dataset.test.inputs, dataset.test.targets))
+    _, measured = measure(recipe, settings, module, *test_rows)
+    metrics = recipe.evaluate(measured, dataset.test.targets)
     best_epoch = _best_epoch(recipe, history)
     floor = recipe.floor[data]
     remarks = recipe.remarks(dataset, metrics)
-    if floor is not None and not metrics[recipe.metric] >= floor:
+    if floor is not None and not recipe.rank(metrics) >= recipe.rank({recipe.metric: floor}):
         raise FloorMissed(
             f"{recipe.name} trained on {dataset.name} misses its floor of test {recipe.metric}"
             + "".join(f"; {remark}" for remark in remarks),
             got=f"{metrics[recipe.metric]:.4f}",
-            expected=f"{floor} or more",
+            expected=f"{floor} or {'more' if recipe.direction == 'max' else 'less'}",
             fix="train longer (--set epochs=N), or accept less (--set floor=X)",
         )
     save_file({name: tensor.contiguous() for name, tensor in best.items()}, out / WEIGHTS)
     write_json(out / HISTORY, history)
-    codec = recipe.codec(dataset)
+    codec = recipe.make_codec(dataset)
     write_json(out / CODEC, codec.model_dump(mode="json"))
-    write_evaluation(dataset, codec, outputs, metrics, out)
+    shown = choose_rows(dataset, codec, measured)
+    pictured = _tensors({n: a[shown] for n, a in dataset.test.inputs.items()}, device)
+    write_evaluation(
+        dataset, codec, measured, metrics, shown, _arrays(predict(module, pictured)), out
+    )
     value = TrainedModel(
         folder=out,
         recipe=recipe.name,
@@ -113,7 +119,7 @@ def train(
         parameters=sum(p.numel() for p in module.parameters()),
         layers=tuple(name for name, _ in module.named_parameters()),
         metrics=metrics,
-        intervals=intervals(recipe, outputs, dataset.test.targets, metrics),
+        intervals=intervals(recipe, measured, dataset.test.targets, metrics),
         baselines=recipe.baseline(dataset),
         remarks=remarks,
         floor=floor,
@@ -136,14 +142,36 @@ def load_module(recipe: Recipe, trained: TrainedModel) -> nn.Module:
 
 @torch.inference_mode()
 def predict(module: nn.Module, inputs: Tensors) -> Tensors:
-    """The module's named outputs over all rows, in evaluation mode."""
+    """The module's named outputs over all rows, each for itself, in evaluation mode."""
     module.eval()
-    count = len(next(iter(inputs.values())))
-    parts = []
-    for start in range(0, count, _EVALUATION_ROWS):
-        rows = {name: tensor[start : start + _EVALUATION_ROWS] for name, tensor in inputs.items()}
-        parts.append(module(**rows))
+    rows = torch.arange(_count(inputs)).to(_device(inputs)).split(_evaluation_rows(inputs))
+    parts = [module(**_rows(inputs, some)) for some in rows]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.inference_mode()
+def measure(
+    recipe: Recipe, settings: Training, module: nn.Module, inputs: Tensors, targets: Tensors
+) -> tuple[float, Arrays]:
+    """The mean loss over all rows, and what `recipe.per_row` keeps of each, in evaluation mode."""
+    module.eval()
+    count = _count(inputs)
+    if settings.carry:
+        batches = _streams(count, settings.batch_size)
+    else:
+        batches = list(torch.arange(count).split(_evaluation_rows(inputs)))
+    loss = 0.0
+    kept: list[Arrays] = []
+    carried, states = _carried_states(recipe, settings), Tensors()
+    for rows in batches:
+        some = rows.to(_device(inputs))
+        wanted = _rows(targets, some)
+        outputs = module(**_rows(inputs, some), **_first(states, len(rows)))
+        states = {state.input: outputs[state.output] for state in carried}
+        loss += float(recipe.compute_loss(outputs, wanted)) * len(rows) / count
+        kept.append(recipe.per_row(_arrays(outputs), _arrays(wanted)))
+    back = torch.cat(batches).argsort().numpy()
+    return loss, {name: np.concatenate([part[name] for part in kept])[back] for name in kept[0]}
 
 
 def _fit(
@@ -157,20 +185,23 @@ def _fit(
 ) -> tuple[Tensors, Epochs]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(settings, parameters)
-    best, history = _resume(checkpoint, module, optimizer)
+    best, history = resume(checkpoint, module, optimizer)
     for epoch in range(len(history) + 1, settings.epochs + 1):
         if _stopped_early(recipe, settings, history):
             break
         facts = {"epoch": epoch} | _train_epoch(
             recipe, settings, module, optimizer, *train_rows, epoch,
-            [entry["validation"]["loss"] for entry in history],
+            [entry["validation"]["loss"] for entry in history], progress,
         )  # fmt: skip
-        facts["validation"] = _evaluate(recipe, module, *validation_rows)
+        loss, measured = measure(recipe, settings, module, *validation_rows)
+        facts["validation"] = {"loss": loss} | recipe.evaluate(
+            measured, _arrays(validation_rows[1])
+        )
         history.append(facts)
         if _best_epoch(recipe, history) == epoch:
             best = {n: t.detach().cpu().clone() for n, t in module.state_dict().items()}
         if checkpoint:
-            _write_checkpoint(checkpoint, module, optimizer, best, history)
+            write_checkpoint(checkpoint, module, optimizer, best, history)
         metric = facts["validation"][recipe.metric]
         text = f"loss {facts['loss']:.4f}, validation {recipe.metric} {metric:.4f}"
         progress(epoch, settings.epochs, text)
@@ -186,8 +217,9 @@ def _train_epoch(
     targets: Tensors,
     epoch: int,
     validation_losses: list[float],
+    progress: Progress,
 ) -> dict[str, Any]:
-    """One pass over the rows in a new order.
+    """One pass over the rows in a new order, or in theirs where state is carried over them.
 
     The mean loss, the last learning rate, and of each parameter the mean gradient norm before
     clipping.
@@ -195,27 +227,35 @@ def _train_epoch(
     module.train()
     # The order below, augmentation, dropout.
     torch.manual_seed(settings.seed * 1_000_003 + epoch)
-    device = next(iter(inputs.values())).device
-    count = len(next(iter(inputs.values())))
-    order = torch.randperm(count).to(device)
+    device = _device(inputs)
+    count = _count(inputs)
+    batches = []
+    for _ in range(settings.repeat):
+        if settings.carry:
+            batches += _streams(count, settings.batch_size)
+        else:
+            batches += torch.randperm(count).split(settings.batch_size)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = torch.zeros((), device=device)
     norms = torch.zeros(len(parameters), device=device)
-    batches = order.split(settings.batch_size)
+    carried, states = _carried_states(recipe, settings), Tensors()
     rate = settings.learning_rate
+    told = time.monotonic()
     for step, rows in enumerate(batches):
         done = (epoch - 1 + step / len(batches)) / settings.epochs
         rate = learning_rate(settings, done, validation_losses)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = _augmented(_rows(inputs, rows), settings)
-        wanted = _rows(targets, rows)
+        chosen = rows.to(device)
+        batch, wanted = _augmented(_rows(inputs, chosen), _rows(targets, chosen), settings)
         optimizer.zero_grad()
         if recipe.gradients:
             loss = recipe.gradients(module, batch, wanted)
         else:
-            loss = recipe.compute_loss(module(**batch), wanted)
+            outputs = module(**batch, **_first(states, len(rows)))
+            states = {state.input: outputs[state.output].detach() for state in carried}
+            loss = recipe.compute_loss(outputs, wanted)
             loss.backward()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         norms += torch.stack([gradient.norm() for gradient in gradients])
@@ -223,7 +263,10 @@ def _train_epoch(
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         total += loss.detach() * len(rows)
-    mean = float(total) / count
+        if time.monotonic() - told > _SECONDS_UNTOLD:
+            told = time.monotonic()
+            progress(epoch - 1, settings.epochs, f"batch {step + 1} of {len(batches)}")
+    mean = float(total) / (count * settings.repeat)
     if not math.isfinite(mean):
         raise TrainingFailed(
             f"the training loss of {recipe.name} is not finite in epoch {epoch}",
@@ -237,20 +280,11 @@ def _train_epoch(
     }
 
 
-@torch.inference_mode()
-def _evaluate(
-    recipe: Recipe, module: nn.Module, inputs: Tensors, targets: Tensors
-) -> dict[str, float]:
-    outputs = predict(module, inputs)
-    loss = float(recipe.compute_loss(outputs, targets))
-    return {"loss": loss} | recipe.evaluate(_arrays(outputs), _arrays(targets))
-
-
 def _best_epoch(recipe: Recipe, history: Epochs) -> int:
     """The epoch of the best validation metric; among equals the lowest validation loss."""
     best = max(
         history,
-        key=lambda e: (e["validation"][recipe.metric], -e["validation"]["loss"], -e["epoch"]),
+        key=lambda e: (recipe.rank(e["validation"]), -e["validation"]["loss"], -e["epoch"]),
     )
     return best["epoch"]
 
@@ -266,14 +300,51 @@ def _rows(tensors: Tensors, rows: Tensor) -> Tensors:
     return {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
 
 
-def _augmented(inputs: Tensors, settings: Training) -> Tensors:
-    """A training batch with its pictures moved and its floats made noisy, as the settings say."""
-    changed = {}
+def _streams(count: int, most: int) -> list[Tensor]:
+    """Row numbers in batches of at most `most`: the first has the first row of each stream.
+
+    A stream is rows that follow one another; those that end sooner are the last of a batch.
+    """
+    length = -(-count // most)
+    return [torch.arange(step, count, length) for step in range(length)]
+
+
+def _first(states: Tensors, rows: int) -> Tensors:
+    return {name: tensor[:rows] for name, tensor in states.items()}
+
+
+def _carried_states(recipe: Recipe, settings: Training) -> tuple[State, ...]:
+    recurrence = recipe.make_signature().recurrence if settings.carry else None
+    return recurrence.states if recurrence else ()
+
+
+def _augmented(inputs: Tensors, targets: Tensors, settings: Training) -> tuple[Tensors, Tensors]:
+    """A training batch with its pictures moved, maps of them alike, and its floats made noisy."""
+    changed, wanted = {}, dict(targets)
     for name, tensor in inputs.items():
-        picture = tensor.is_floating_point() and tensor.ndim == 4
-        moved = augment(tensor, settings) if picture else tensor
+        moved = tensor
+        if tensor.is_floating_point() and tensor.ndim == 4:
+            maps = map_of(targets, tensor.shape)
+            if maps is None:
+                moved = augment(tensor, settings)
+            else:
+                moved, wanted[maps] = augment_maps(tensor, targets[maps], settings)
         changed[name] = draw_noise(moved, settings) if tensor.is_floating_point() else moved
-    return changed
+    return changed, wanted
+
+
+def _count(tensors: Tensors) -> int:
+    return len(next(iter(tensors.values())))
+
+
+def _device(tensors: Tensors) -> torch.device:
+    return next(iter(tensors.values())).device
+
+
+def _evaluation_rows(inputs: Tensors) -> int:
+    """How many rows are asked at once: fewer where one is large."""
+    largest = max(tensor[0].numel() for tensor in inputs.values())
+    return max(1, min(_EVALUATION_ROWS, _EVALUATION_VALUES // largest))
 
 
 def _tensors(arrays: Arrays, device: str) -> Tensors:
@@ -298,46 +369,3 @@ def _deterministic(seed: int, device: str) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
-
-
-def _write_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors, history: Epochs
-) -> None:
-    tensors = {f"module/{n}": t for n, t in module.state_dict().items()}
-    tensors |= {f"best/{n}": t for n, t in best.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{n}": t for n, t in state.items() if t is not None}
-    with replacing(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"history": json.dumps(history)},
-        )
-
-
-def _resume(
-    path: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Tensors, Epochs]:
-    """Load what a killed run left after its last whole epoch, or start from the beginning."""
-    if path is None or not path.is_file():
-        return {}, []
-    groups: dict[str, Tensors] = {"module": {}, "best": {}, "optimizer": {}}
-    try:
-        with safe_open(path, framework="pt") as file:
-            history = json.loads((file.metadata() or {})["history"])
-        for key, tensor in load_file(path).items():
-            group, _, name = key.partition("/")
-            groups[group][name] = tensor
-    except (SafetensorError, KeyError, ValueError, OSError):
-        return {}, []
-    module.load_state_dict(groups["module"])
-    state: dict[int, Tensors] = {}
-    for key, tensor in groups["optimizer"].items():
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if value.shape == parameter.shape:  # fused kernels read both in one order of memory
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return groups["best"], history

@@ -11,7 +11,8 @@ from models.signature import BATCH, Signature
 from pipeline.artifacts import check_files, save
 from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
-from pipeline.cases import CASES_FILE, EDGE, HELD_OUT, Case, read_cases
+from pipeline.carrying import replay_sequences
+from pipeline.cases import CARRIED, CASES_FILE, EDGE, HELD_OUT, Case, read_cases
 from pipeline.compare import CEILING, MULTIPLE, SMALLEST, Run, derive_limits, replay
 from pipeline.invariance import invariances
 from pipeline.progress import Progress, silent
@@ -57,6 +58,7 @@ def verify(
     run = reopen()
     progress(1, 3, f"asking {len(cases)} recorded cases")
     findings = replay(run, cases, limits)
+    findings += replay_sequences(run, model.signature, cases, limits)
     progress(2, 3, "checking invariances")
     findings += invariances(run, reopen, model.signature, cases, limits)
     progress(3, 3, "reading what really ran")
@@ -132,6 +134,8 @@ def _uncovered(model: OnnxModel, cases: list[Case], findings: list[Finding]) -> 
     for spec in model.signature.outputs:
         if spec.name not in compared:
             yield f"nothing was compared of output {spec.name!r}"
+    if model.signature.recurrence and not any(finding.check == CARRIED for finding in findings):
+        yield "carried: no recorded sequence, so nothing is known of state after many steps"
 
 
 def _said(findings: list[Finding]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from models.errors import ServingFailed
 from models.signature import Arrays
 from pipeline.backends import DEFAULT_TARGET, Session
 from pipeline.bundle import Bundle, Finding
+from pipeline.cases import GREEDY
 from serving.inference_messages import HEADER_LENGTH
 from serving.inference_proto import MESSAGES, SERVICE
 from serving.tensors import DATATYPES, datatype, to_bytes
@@ -36,9 +37,27 @@ def ask(
     name = bundle.manifest.name
     with _grpc_session(grpc_address, name) as over_grpc:
         return {
-            "REST": bundle.replay(_RestSession(http, name), target),
-            "gRPC": bundle.replay(over_grpc, target),
+            "REST": bundle.replay(_RestSession(http, name), target, sequences=False),
+            "gRPC": bundle.replay(over_grpc, target, sequences=False),
         }
+
+
+def example(bundle: Bundle) -> tuple[str, dict[str, Any]]:
+    """A route that a person would use, and a request of it, made of a recorded case."""
+    name, codec, cases = bundle.manifest.name, bundle.codec, bundle.cases()
+    first = {key: array.tolist() for key, array in cases[0].inputs.items()}
+    if codec.generation:
+        greedy = next(case for case in cases if case.origin == GREEDY)
+        reader = codec.generation.source or codec.generation.tokens
+        prompt = reader.decode(greedy.inputs[reader.name][0].tolist())
+        how = {"temperature": 0, "max_tokens": 40, "stream": False}
+        return "/generate", {"model": name, "prompt": prompt, **how}
+    if codec.tiled:
+        return "/segment", {"model": name, "image": first[codec.tiled.name][0]}
+    if codec.text and bundle.manifest.kind == "sequence":
+        words = codec.text.decode(first[codec.text.name][0])
+        return "/classify", {"model": name, "text": " ".join(words)}
+    return "/predict", {"model": name, "inputs": first}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 
 from models.errors import BadInput, RequestError
+from serving.fields import answered, served_models
 from serving.front import FrontedService
 from serving.images import read_image
-from serving.inference_rest import failed, inference_routes
+from serving.inference_rest import inference_routes
 from serving.predict_messages import (
     ImageRequest,
     PredictRequest,
@@ -26,7 +26,6 @@ from serving.predict_messages import (
     read_arrays,
     read_text,
     respond,
-    served_models,
 )
 from serving.runtime import Runtime, check_deployment
 from serving.settings import read_settings
@@ -94,7 +93,7 @@ class Classification:
                 rows = await asyncio.to_thread(read_text, chosen, inputs or {}, text)
             return respond(chosen, await chosen.predict(rows), outputs or [])
 
-        return await _answered(answer())
+        return await answered(answer())
 
     @bentoml.api(route="/predict_image", input_spec=ImageRequest, output_spec=PredictResponse)
     async def predict_image(
@@ -112,11 +111,4 @@ class Classification:
             pixels = await asyncio.to_thread(read_image, image, wanted, invert=invert)
             return respond(chosen, await chosen.predict({wanted.name: pixels}), [])
 
-        return await _answered(answer())
-
-
-async def _answered(answer: Coroutine[Any, Any, Response]) -> Response:
-    try:
-        return await answer
-    except Exception as error:
-        return failed(error)
+        return await answered(answer())

@@ -26,6 +26,8 @@ from serving.inference_rest import failed, json_response
 from serving.settings import read_settings
 
 T = TypeVar("T")
+# The extension of a scope that sends past BentoML's middlewares, which trace each piece of a body.
+BARE_SEND = "fucina.send"
 TIMEOUT = 60.0
 _REPLACED = "TimeoutMiddleware"
 _READINESS = "readyz"
@@ -69,6 +71,7 @@ def front(app: Starlette, *, largest: int) -> ASGIApp:
                 return
             receive = _replay(body, receive)
         if scope["path"] in own:
+            scope.setdefault("extensions", {})[BARE_SEND] = send
             await _within(TIMEOUT, app, scope, receive, send)
         else:
             await bare(scope, receive, send)

@@ -16,6 +16,7 @@ from models.signature import Arrays, Signature, TensorSpec
 from serving.failures import failure
 from serving.inference_proto import HEALTH_MESSAGES, HEALTH_SERVICE, MESSAGES, SERVICE
 from serving.inference_rest import SERVER, FindModels, platform
+from serving.inference_stream import stream_call
 from serving.tensors import (
     DATATYPES,
     check_declared,
@@ -59,10 +60,13 @@ async def start_grpc(
             ("grpc.so_reuseport", int(shared)),
         ]
     )
+    calls = _inference_calls(models)
     inference = {
-        name: _handler(answer, MESSAGES[f"{name}Request"])
-        for name, answer in _inference_calls(models).items()
+        name: _handler(answer, MESSAGES[f"{name}Request"]) for name, answer in calls.items()
     }
+    inference["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        stream_call(models, calls["ModelInfer"]), response_serializer=_serialize
+    )
     health = {"Check": _handler(_health_call(models), HEALTH_MESSAGES["HealthCheckRequest"])}
     server.add_generic_rpc_handlers(
         (

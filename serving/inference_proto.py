@@ -58,6 +58,7 @@ _INFERENCE = {
         "parameters:InferParameter{} 4, outputs:ModelInferResponse.InferOutputTensor* 5, "
         "raw_output_contents:bytes* 6"
     ),
+    "ModelStreamInferResponse": "error_message:string 1, infer_response:ModelInferResponse 2",
 }
 # The status is an enumeration, which on the wire is an int32: 1 is SERVING, 2 NOT_SERVING.
 _HEALTH = {"HealthCheckRequest": "service:string 1", "HealthCheckResponse": "status:int32 1"}

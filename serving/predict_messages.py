@@ -8,24 +8,41 @@ from typing import Any
 import bentoml
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from models.codec import Codec
 from models.errors import BadInput, RequestError
 from models.signature import Arrays
-from serving.inference_messages import parse_json
+from serving.fields import (
+    MODEL,
+    JsonField,
+    as_flag,
+    as_text,
+    one_of,
+    read_fields,
+    read_form,
+    served_models,
+)
 from serving.inference_rest import json_response
-from serving.predictor import Model, Models
-from serving.tensors import find_input, from_json
+from serving.predictor import Model
+from serving.tensors import check_finite, find_input, from_json
 from serving.texts import read_texts
 
-
-def served_models() -> Models:
-    """The models of the service instance that BentoML made in this process."""
-    return bentoml.get_current_service().runtime.models
+_JSON_FIELDS = {
+    "model": MODEL,
+    "inputs": JsonField("an object", lambda value: isinstance(value, dict)),
+    "text": JsonField(
+        "a string or a list of strings",
+        lambda value: value is None or isinstance(value, str | list),
+    ),
+    "outputs": JsonField(
+        "a list of names",
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    ),
+}
+_FORM_FIELDS = {"model": as_text, "invert": as_flag}
+_EXAMPLE = '{"inputs": {NAME: nested lists}} or {"text": TEXT}'
 
 
 def _describe_inputs(schema: dict[str, Any]) -> None:
@@ -39,11 +56,6 @@ def _describe_inputs(schema: dict[str, Any]) -> None:
     schema.update(wanted[0] if len(wanted) == 1 else {"oneOf": wanted})
 
 
-def _one_of(schema: dict[str, Any]) -> None:
-    """BentoML's OpenAPI keeps the first of `anyOf` only."""
-    schema["oneOf"] = schema.pop("anyOf")
-
-
 class PredictRequest(bentoml.IODescriptor):
     """Rows as JSON: each input's name with its values as nested lists, or plain texts instead."""
 
@@ -53,7 +65,7 @@ class PredictRequest(bentoml.IODescriptor):
         None,
         description="instead of `inputs`, for a model that reads text: one text, or one per row",
         examples=["You have won a prize! Call now", ["See you at six", "Free entry, text WIN"]],
-        json_schema_extra=_one_of,
+        json_schema_extra=one_of,
     )
     outputs: list[str] = Field(
         [], description="outputs to answer as arrays, beside the predictions"
@@ -63,7 +75,7 @@ class PredictRequest(bentoml.IODescriptor):
     async def from_http_request(cls, request: Request, serde: object) -> PredictRequest:
         # A refusal raised here would be answered in another format: `predict` raises it.
         try:
-            return cls.model_construct(**_read_request(await request.body()))
+            return cls.model_construct(**read_fields(await request.body(), _JSON_FIELDS, _EXAMPLE))
         except RequestError as error:
             return cls.model_construct(inputs=error)
 
@@ -77,9 +89,8 @@ class ImageRequest(bentoml.IODescriptor):
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> ImageRequest:
-        # BentoML's own form reading would download an image that is given as an address.
         try:
-            return cls.model_construct(**await _read_form(request))
+            return cls.model_construct(**await read_form(request, "image", _FORM_FIELDS))
         except RequestError as error:
             return cls.model_construct(image=error)
 
@@ -147,22 +158,11 @@ def respond(model: Model, arrays: Arrays, wanted: list[str]) -> Response:
     answer: dict[str, Any] = {"model": model.name, "version": model.version, "predictions": []}
     said = model.codec.answer
     if said is not None:
-        _check_finite(said, arrays[said])
+        check_finite(said, arrays[said])
         answer["predictions"] = _predictions(model.codec, arrays[said])
     names = wanted or ([] if said is not None else list(arrays))
     answer["outputs"] = {name: np.ascontiguousarray(arrays[name]) for name in names}
     return json_response(answer)
-
-
-def _check_finite(name: str, array: np.ndarray) -> None:
-    """JSON has no form for NaN and infinities, and nobody can use them."""
-    if not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        raise BadInput(
-            f"output {name!r} is not finite for these inputs",
-            got=f"{bad} NaN or infinite of {array.size}",
-            expected="inputs of the size that the model was trained on",
-        )
 
 
 def _predictions(codec: Codec, array: np.ndarray) -> list[dict[str, Any]]:
@@ -180,70 +180,3 @@ def _predictions(codec: Codec, array: np.ndarray) -> list[dict[str, Any]]:
         }
         for row, best in zip(rows, rows.argmax(1), strict=True)
     ]
-
-
-def _read_request(body: bytes) -> dict[str, Any]:
-    """The fields of a `PredictRequest`; what they hold is checked against the model."""
-    if not body:
-        wanted = '{"inputs": {NAME: nested lists}} or {"text": TEXT}'
-        raise BadInput("the body is empty", expected=wanted)
-    fields = parse_json(body)
-    for name in fields.keys() - PredictRequest.model_fields.keys():
-        raise BadInput(
-            f"field {name!r} is unknown", expected=", ".join(map(repr, PredictRequest.model_fields))
-        )
-    checks = {
-        "model": lambda value: value is None or isinstance(value, str),
-        "inputs": lambda value: isinstance(value, dict),
-        "text": lambda value: value is None or isinstance(value, str | list),
-        "outputs": lambda value: (
-            isinstance(value, list) and all(isinstance(name, str) for name in value)
-        ),
-    }
-    expected = {
-        "model": "a string",
-        "inputs": "an object",
-        "text": "a string or a list of strings",
-        "outputs": "a list of names",
-    }
-    for name, value in fields.items():
-        if not checks[name](value):
-            raise BadInput(
-                f"field {name!r} is of a wrong type",
-                got=type(value).__name__,
-                expected=expected[name],
-            )
-    return fields
-
-
-async def _read_form(request: Request) -> dict[str, Any]:
-    """The fields of an `ImageRequest`, with the uploaded bytes for `image`."""
-    wanted = "multipart/form-data with a file 'image'"
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
-        raise BadInput("the body is not a form", got=repr(kind), expected=wanted)
-    try:
-        async with request.form(max_files=1, max_fields=4) as form:
-            unknown = form.keys() - ImageRequest.model_fields.keys()
-            image = form.get("image")
-            if unknown or not isinstance(image, UploadFile):
-                got = "text" if isinstance(image, str) else ", ".join(map(repr, form)) or "nothing"
-                raise BadInput("the form does not fit", got=got, expected=wanted)
-            fields: dict[str, Any] = {"image": await image.read()}
-            if "model" in form:
-                # BentoML's own client writes text as JSON, in quotes that no name has.
-                fields["model"] = str(form["model"]).strip('"')
-            if "invert" in form:
-                fields["invert"] = _flag(form["invert"])
-            return fields
-    except HTTPException as error:
-        raise BadInput("the form cannot be read", got=error.detail, expected=wanted) from error
-
-
-def _flag(value: object) -> bool:
-    flags = {"true": True, "1": True, "false": False, "0": False}
-    if not isinstance(value, str) or value.lower() not in flags:
-        raise BadInput(
-            "field 'invert' is of a wrong type", got=repr(value), expected="true or false"
-        )
-    return flags[value.lower()]

@@ -21,6 +21,10 @@ from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.backends import Session
 from pipeline.bundle import Bundle, Kind, open_bundle
 from serving.batcher import Batcher
+from serving.generation import ContinuousBatcher
+from serving.stepwise import generation_problem
+from serving.tiles import tiling_problem
+from serving.writing import Prompt, Writing
 
 logger = logging.getLogger("fucina.serving")
 
@@ -100,6 +104,7 @@ class Model:
         self._bundle = bundle
         self._queue = queue
         self._batcher: Batcher | None = None
+        self._writer: ContinuousBatcher | None = None
         self._problem = f"model {self.name!r} {LOADING}"
 
     @property
@@ -122,6 +127,10 @@ class Model:
             self._problem = f"model {self.name!r} cannot be opened: the server's log has the cause"
             logger.exception("model %r cannot be opened", self.name)
         else:
+            if self.codec.generation:
+                self._writer = ContinuousBatcher(
+                    session.run, self.signature, self.codec.generation, self._queue
+                )
             self._batcher = Batcher(session.run, self.signature, self._queue)
             logger.info("model %r version %s is ready (%s)", self.name, self.version, self.target)
 
@@ -131,7 +140,16 @@ class Model:
             raise NotReady(self._problem)
         return await self._batcher.predict(inputs)
 
+    def write(self, prompt: Prompt) -> Writing:
+        """Begin a text; raises `NotReady`, `BadInput` or `Overloaded`."""
+        self.check_ready()
+        if self._writer is None:
+            raise BadInput(f"model {self.name!r} writes no text")
+        return self._writer.write(prompt)
+
     async def close(self) -> None:
+        if self._writer is not None:
+            await self._writer.close()
         if self._batcher is not None:
             await self._batcher.close()
 
@@ -211,6 +229,10 @@ def _check_codec(bundle: Bundle) -> None:
             size = len(codec.classes)
             wanted = f"an output {codec.scores!r} whose last dimension is {size}"
             refuse(f"names {size} classes", spec, wanted)
+    if problem := tiling_problem(codec, signature):
+        refuse(*problem)
+    if codec.generation and (problem := generation_problem(codec.generation, signature)):
+        refuse(*problem)
     for name in (codec.sign, codec.values):
         if name is None:
             continue

@@ -62,6 +62,17 @@ def check_outputs(signature: Signature, names: Sequence[object]) -> None:
             raise BadInput(f"output {name!r} is asked for twice")
 
 
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Refuse an answer with a NaN or an infinity: JSON has no form for it, nobody can use it."""
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise BadInput(
+            f"output {name!r} is not finite for these inputs",
+            got=f"{bad} NaN or infinite of {array.size}",
+            expected="inputs of the size that the model was trained on",
+        )
+
+
 def check_declared(spec: TensorSpec, declared: object, shape: object) -> tuple[int, ...]:
     """The declared shape as a tuple, once datatype and shape are of the right form."""
     if declared != DATATYPES[spec.dtype]:

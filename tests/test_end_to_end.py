@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,47 @@ import torch
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 
+from models.codec import END
+from models.recurrence import start, state_names
 from models.signature import Arrays
 from models.zoo import ZOO
+from pipeline.cases import GREEDY
 from pipeline.train import load_module
+from serving.ask import example
 from serving.launch import Server, serve
 from serving.tensors import DATATYPES
 from tests.conftest import Release
 
+KINDS = list(dict.fromkeys(recipe.kind for recipe in ZOO.values()))
+
+
+def of_kind(kind: str) -> list[str]:
+    return [name for name, recipe in ZOO.items() if recipe.kind == kind]
+
 
 @pytest.fixture(scope="module")
-def server(releases: dict[str, Release]) -> Iterator[Server]:
-    folders = [release.bundle.folder for release in releases.values()]
-    with serve(folders, port=0, grpc_port=0) as running:
-        yield running
+def servers(releases: dict[str, Release]) -> Iterator[dict[str, Server]]:
+    """A server for each kind, over all recipes of it."""
+    with ExitStack() as running:
+        yield {
+            kind: running.enter_context(
+                serve([releases[n].bundle.folder for n in of_kind(kind)], port=0, grpc_port=0)
+            )
+            for kind in KINDS
+        }
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("rows", [1, 5, "most"])
 def test_a_stock_client_agrees_with_pytorch(
-    server: Server, releases: dict[str, Release], transport: str, name: str, rows: int | str
+    servers: dict[str, Server],
+    releases: dict[str, Release],
+    transport: str,
+    name: str,
+    rows: int | str,
 ) -> None:
-    release = releases[name]
+    release, server = releases[name], servers[ZOO[name].kind]
     arrays = held_out(release, rows)
     triton: Any = triton_http if transport == "http" else triton_grpc
     client = triton.InferenceServerClient(server.http[7:] if transport == "http" else server.grpc)
@@ -60,11 +80,11 @@ def test_a_stock_client_agrees_with_pytorch(
         assert error <= limit.limit
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", of_kind("classification"))
 def test_a_person_is_answered_in_the_words_of_the_codec(
-    server: Server, releases: dict[str, Release], name: str
+    servers: dict[str, Server], releases: dict[str, Release], name: str
 ) -> None:
-    release = releases[name]
+    release, server = releases[name], servers["classification"]
     arrays, codec = held_out(release, 3), release.bundle.codec
     question = {"model": name, "inputs": {n: array.tolist() for n, array in arrays.items()}}
     answer = httpx.post(f"{server.http}/predict", json=question, timeout=60)
@@ -82,6 +102,48 @@ def test_a_person_is_answered_in_the_words_of_the_codec(
     assert [p["class"] for p in predictions] == [codec.classes[index] for index in expected]
 
 
+@pytest.mark.parametrize("name", of_kind("segmentation"))
+def test_a_picture_of_any_size_is_segmented_as_by_pytorch(
+    servers: dict[str, Server], releases: dict[str, Release], name: str
+) -> None:
+    """Larger than the largest tile, so it goes through tiles; PyTorch is asked the whole."""
+    release = releases[name]
+    tiled = release.bundle.codec.tiled
+    assert tiled is not None
+    pictures = release.job.dataset.test.inputs[tiled.name]
+    largest = max(axis.max for axis in release.model.signature.axes.values())
+    side = largest // pictures.shape[2] + 1
+    whole = np.tile(pictures[:1], (1, 1, side, side))[:, :, : largest + 37, : largest + 5]
+    question = {"model": name, "image": whole[0].tolist(), "probabilities": True}
+    answer = httpx.post(f"{servers['segmentation'].http}/segment", json=question, timeout=60)
+    assert answer.status_code == 200, answer.text
+    said = np.array([*answer.json()["probabilities"].values()])
+    exact = reference(release, {tiled.name: whole})[str(release.bundle.codec.pixels)][0]
+    assert np.abs(said - exact).max() <= 1e-5
+    np.testing.assert_array_equal(np.array(answer.json()["map"]), said.argmax(0))
+
+
+@pytest.mark.parametrize("name", of_kind("sequence"))
+def test_a_text_is_classified_or_written_as_by_pytorch(
+    servers: dict[str, Server], releases: dict[str, Release], name: str
+) -> None:
+    release = releases[name]
+    route, question = example(release.bundle)
+    answer = httpx.post(f"{servers['sequence'].http}{route}", json=question, timeout=60)
+    assert answer.status_code == 200, answer.text
+    codec = release.bundle.codec
+    if codec.generation is None:
+        assert codec.text is not None
+        tokens = codec.text.encode([question["text"]])
+        exact = reference(release, {codec.text.name: tokens})[str(codec.scores)]
+        assert answer.json()["predictions"][0]["class"] == codec.classes[exact[0].argmax()]
+        return
+    greedy = next(case for case in release.bundle.cases() if case.origin == GREEDY)
+    ids = greedy.reference[codec.generation.tokens.name][0].tolist()
+    ids = ids[: ids.index(END)] if END in ids else ids
+    assert answer.json()["text"] == codec.generation.tokens.decode(ids[:40])
+
+
 def held_out(release: Release, rows: int | str) -> Arrays:
     """Real test rows, as many as the signature takes for `most`; other axes at their usual size."""
     signature = release.model.signature
@@ -90,11 +152,13 @@ def held_out(release: Release, rows: int | str) -> Arrays:
     sizes = {axis.name: axis.opt for axis in signature.axes.values()} | {"batch": count}
     arrays = {}
     for spec in signature.inputs:
+        if spec.name in state_names(signature):
+            continue
         array = release.job.dataset.test.inputs[spec.name]
         for axis, size in enumerate(spec.at(sizes)):
             array = array.take(range(size), axis=axis, mode="wrap")
         arrays[spec.name] = np.ascontiguousarray(array)
-    return arrays
+    return arrays | start(signature, count)
 
 
 @torch.inference_mode()
@@ -106,11 +170,14 @@ def reference(release: Release, arrays: Arrays) -> Arrays:
     return {name: tensor.numpy() for name, tensor in module(**wide).items()}
 
 
-def test_the_server_loaded_no_torch_no_onnx_no_prefect(server: Server) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_server_loaded_no_torch_no_onnx_no_prefect(
+    servers: dict[str, Server], kind: str
+) -> None:
     """Read from the memory maps of the server's processes: none of these libraries is mapped."""
     if not sys.platform.startswith("linux"):
         pytest.skip("memory maps are read from /proc")
-    parent = psutil.Process(server.process.pid)
+    parent = psutil.Process(servers[kind].process.pid)
     mapped = set()
     for process in [parent, *parent.children(recursive=True)]:
         lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()

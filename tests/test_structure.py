@@ -22,13 +22,15 @@ MAY_IMPORT = {
     "models": ("models",),
     "pipeline": ("models", "pipeline"),
     "serving": (
-        "models.signature", "models.errors", "models.codec", "pipeline.bundle",
-        "pipeline.backends", "pipeline.values", "serving",
+        "models.signature", "models.errors", "models.codec", "models.recurrence",
+        "pipeline.bundle", "pipeline.backends", "pipeline.cases", "pipeline.values", "serving",
     ),
     "flows": ("models", "pipeline", "flows", "serving.launch", "serving.ask"),
 }  # fmt: skip
 # Torch ends where the graph begins.
-MAY_IMPORT_TORCH = ("models/", "pipeline/train.py", "pipeline/export.py", "flows/")
+MAY_IMPORT_TORCH = (
+    "models/", "pipeline/train.py", "pipeline/checkpoint.py", "pipeline/export.py", "flows/",
+)  # fmt: skip
 OURS = tuple(MAY_IMPORT)
 SERVING_NEVER = ("torch", "onnx", "onnxscript", "prefect", "sklearn", "matplotlib")
 

@@ -27,6 +27,7 @@ EXPERIMENTS = (
     "invariance",
     "adversarial",
     "kernels",
+    "memory",
 )
 
 

@@ -60,7 +60,7 @@ def test_no_variant_stands_before_a_better_one(rows: list[dict[str, Any]]) -> No
         accuracy, loss = row["validation"]["accuracy"], row["validation"]["loss"]
         return -100 if accuracy is None else accuracy, -100 if loss is None else -loss
 
-    order = ranked(rows, "accuracy")
+    order = ranked(rows, MLP_784_512_10)
     assert sorted(map(repr, order)) == sorted(map(repr, rows))
     assert [goodness(row) for row in order] == sorted(map(goodness, rows), reverse=True)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.datasets import DATA_VARIABLE, RemoteFile, fetch, split_rows
 from models.digits import embedded_digits, mnist
@@ -87,6 +88,27 @@ def test_a_file_in_a_zip_archive_is_read_out_of_it(
     assert fetch(file) == CONTENT, "the cache holds it"
     (cache / "set" / "rows").write_bytes(CONTENT)
     assert fetch(file) == CONTENT, "a file that somebody unpacked is as good"
+
+
+def test_of_a_png_the_pixels_are_checked(cache: Path, address: str, tmp_path: Path) -> None:
+    pixels = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    site = tmp_path / "site" / "0.png"
+    Image.fromarray(pixels).save(site, compress_level=1)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    file = RemoteFile("set/0.png", f"{address}/0.png", digest)
+    assert fetch(file) == pixels.tobytes()
+    site.unlink()
+    assert fetch(file) == pixels.tobytes(), "the cache holds it"
+
+
+@pytest.mark.parametrize("keep", [20, 40])
+def test_a_truncated_png_is_refused(cache: Path, address: str, tmp_path: Path, keep: int) -> None:
+    site = tmp_path / "site" / "0.png"
+    Image.fromarray(np.zeros((10, 20), np.uint8)).save(site)
+    site.write_bytes(site.read_bytes()[:keep])
+    with pytest.raises(DataCorrupt, match="not a whole compressed file"):
+        fetch(RemoteFile("0.png", f"{address}/0.png", SHA256))
+    assert not list(cache.rglob("*"))
 
 
 @pytest.mark.parametrize("damage", ["member", "bytes"])

@@ -209,6 +209,23 @@ def test_nothing_that_is_called_counts_as_for_training_only(network: nn.Module) 
     assert inspection.parameters == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_multiplies_each_weight_once_a_step(
+    cell: type[nn.RNN] | type[nn.GRU] | type[nn.LSTM],
+) -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = cell(3, 5, num_layers=2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cells(x)[0]
+
+    gates = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}[cell]
+    recipe, _ = of(Called(), 7, 3)
+    assert inspect(recipe).multiplications == 7 * gates * (3 * 5 + 5 * 5 + 5 * 5 + 5 * 5)
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [

@@ -101,8 +101,8 @@ def test_a_tampered_bundle_is_refused_before_any_server_starts(copy: Path) -> No
 def test_another_kind_and_a_name_twice_are_refused(digits: Path, copy: Path) -> None:
     with pytest.raises(ServingFailed, match="two bundles are called 'digits'"):
         open_bundles([digits, copy])
-    write_manifest(copy, kind="sequence")
-    with pytest.raises(ServingFailed, match=r"another kind.*got sequence, expected classification"):
+    write_manifest(copy, kind="detection")
+    with pytest.raises(ServingFailed, match=r"another kind.*got detection, expected clas"):
         open_bundles([copy], "classification")
     with pytest.raises(ServingFailed, match="of a kind that no service serves yet"):
         serve([copy], port=0, grpc_port=0).__enter__()
