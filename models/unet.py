@@ -154,11 +154,10 @@ UNET = Recipe(
             batch_size=4,
             learning_rate=2e-3,
             schedule="one-cycle",
-            rotate=180,
+            rotate=20,
             flip=True,
-            elastic=10,
+            elastic=5,
             crop=128,
-            noise=0.1,  # half of the slices are twice as grainy as the others
             repeat=12,
         ),
     },
@@ -170,7 +169,7 @@ UNET = Recipe(
             "padded": True,
             "batchnorm": True,
             "dropout": 0.0,
-            "largest": 128,
+            "largest": 160,
         },
         "full": {
             "width": 32,

@@ -105,11 +105,13 @@ def decode_greedily(
     return np.stack(chosen, 1), np.stack(margins, 1)
 
 
-def prompt(signature: Signature, inputs: Arrays, tokens: str) -> tuple[Arrays, int]:
+def prompt(
+    signature: Signature, inputs: Arrays, tokens: str, longest: int = PROMPT
+) -> tuple[Arrays, int]:
     """The beginning of carried inputs, to be continued, and how many tokens then fit."""
     axis = signature.axes[signature.recurrence.axis] if signature.recurrence else None
-    most = axis.max if axis else PROMPT
-    length = min(PROMPT, most, max(1, inputs[tokens].shape[1] // 4))
+    most = axis.max if axis else longest
+    length = min(longest, most, max(1, inputs[tokens].shape[1] // 4))
     room = capacity(signature)
     count = CHOSEN if room is None else min(CHOSEN, room - length + 1)
     return inputs | {tokens: inputs[tokens][:, :length]}, count

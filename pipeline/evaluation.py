@@ -120,9 +120,6 @@ def write_evaluation(
     inputs = {name: array[shown] for name, array in dataset.test.inputs.items()}
     if codec.text:
         facts["texts"] = [" ".join(codec.text.decode(row)) for row in inputs[codec.text.name]]
-    if codec.generation:
-        reader = codec.generation.source or codec.generation.tokens
-        facts["texts"] = [reader.decode(row) for row in inputs[reader.name]]
     if codec.pixels:
         facts["legend"] = dict(zip(codec.classes, codec.colours, strict=True))
         masks = dataset.test.targets[MASK][shown]

@@ -26,6 +26,7 @@ from models.recurrence import advance, capacity, start, step_names
 from models.signature import BATCH, Arrays, Axis, Signature
 from pipeline.artifacts import digest_files, save
 from pipeline.carrying import (
+    PROMPT,
     carried_inputs,
     decode_greedily,
     prompt,
@@ -132,7 +133,8 @@ def record_sequences(
     cases = [Case("carried", CARRIED, sizes, inputs, *answers)]
     if generation:
         tokens, logits = generation.tokens.name, generation.logits
-        begun, count = prompt(signature, inputs, tokens)
+        # An answer begins at its mark; a text that is continued has some words already.
+        begun, count = prompt(signature, inputs, tokens, PROMPT if generation.source is None else 1)
         answers = []
         for wide in (False, True):
             chosen, margins = decode_greedily(

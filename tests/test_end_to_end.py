@@ -148,7 +148,7 @@ def held_out(release: Release, rows: int | str) -> Arrays:
     """Real test rows, as many as the signature takes for `most`; other axes at their usual size."""
     signature = release.model.signature
     assert signature.batch is not None
-    count = signature.batch.max if rows == "most" else int(rows)
+    count = signature.batch.max if rows == "most" else min(int(rows), signature.batch.max)
     sizes = {axis.name: axis.opt for axis in signature.axes.values()} | {"batch": count}
     arrays = {}
     for spec in signature.inputs:

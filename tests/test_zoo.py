@@ -112,6 +112,9 @@ def test_a_recipe_goes_the_whole_way(name: str, releases: dict[str, Release]) ->
     assert codec == release.job.recipe.make_codec(release.job.dataset)
     assert codec.scores or codec.sign or codec.values or codec.pixels or codec.generation
     assert release.trained.intervals.keys() >= {release.job.recipe.metric}
+    report = (release.bundle.folder / "report.html").read_text()
+    assert ("What it writes" in report) == (codec.generation is not None)
+    assert ("the class of each pixel" in report) == (codec.pixels is not None)
     findings = release.bundle.replay(release.bundle.open_engine())
     worst = worst_ratio(findings)
     assert worst is not None
