@@ -28,15 +28,19 @@ def augment(images: Tensor, settings: Training) -> Tensor:
     return _sample(images, _draw_grid(images, settings), "bilinear", "zeros")
 
 
-def augment_maps(images: Tensor, maps: Tensor, settings: Training) -> tuple[Tensor, Tensor]:
+def augment_maps(
+    images: Tensor, maps: Tensor, settings: Training, bent: float = 0.5
+) -> tuple[Tensor, Tensor]:
     """Pictures and their maps of classes int64 [batch, height, width], moved together.
 
     As `augment`, but what comes in from outside is mirrored, and a random square of side `crop`
-    is cut out of each picture; of one that is smaller, all. Maps take the nearest pixel.
+    is cut out of each picture; of one that is smaller, all. Maps take the nearest pixel. A
+    share of 1 - `bent` of the pictures is mirrored and cut only: what is bent or turned lies
+    between pixels and loses its grain, which a net has to see as well.
     """
     if not (_moves(settings) or settings.crop):
         return images, maps
-    grid = _draw_grid(images, settings, settings.crop)
+    grid = _draw_grid(images, settings, settings.crop, bent)
     moved = _sample(maps[:, None].to(images), grid, "nearest", "reflection")
     return _sample(images, grid, "bilinear", "reflection"), moved[:, 0].to(maps)
 
@@ -79,13 +83,16 @@ def _moves(settings: Training) -> bool:
     )
 
 
-def _draw_grid(images: Tensor, settings: Training, crop: int = 0) -> Tensor:
+def _draw_grid(images: Tensor, settings: Training, crop: int = 0, bent: float = 1.0) -> Tensor:
     """For each pixel of the answer its place in the source, [batch, height, width, 2].
 
-    Places are x and y in -1..1 from edge to edge. With `crop` the pixels are those of a square.
+    Places are x and y in -1..1 from edge to edge. With `crop` the pixels are those of a square. A
+    share of 1 - `bent` of the pictures is mirrored and cut only.
     """
     count = len(images)
-    turn, across, down, size = torch.rand(4, count).to(images) * 2 - 1
+    chosen = torch.rand(count) < bent if bent < 1 else torch.ones(count)
+    moved = chosen.to(images)
+    turn, across, down, size = moved * (torch.rand(4, count).to(images) * 2 - 1)
     matrix = _matrix(
         images,
         degrees=turn * settings.rotate,
@@ -100,7 +107,8 @@ def _draw_grid(images: Tensor, settings: Training, crop: int = 0) -> Tensor:
     grid = places @ matrix
     if settings.elastic:
         height, width = images.shape[2:]
-        coarse = (settings.elastic * torch.randn(count, 2, 3, 3)).to(images)
+        coarse = settings.elastic * torch.randn(count, 2, 3, 3).to(images)
+        coarse = coarse * moved[:, None, None, None]
         fine = functional.grid_sample(
             coarse, places[..., :2], mode="bicubic", padding_mode="border", align_corners=True
         )

@@ -151,14 +151,14 @@ UNET = Recipe(
         ),
         "full": Training(
             epochs=40,
-            batch_size=4,
+            batch_size=2,
             learning_rate=2e-3,
             schedule="one-cycle",
             rotate=20,
             flip=True,
             elastic=5,
-            crop=128,
-            repeat=12,
+            crop=192,
+            repeat=5,
         ),
     },
     presets={  # deviation: padded, narrower, less deep, with batch norm

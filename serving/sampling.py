@@ -32,7 +32,7 @@ def choose(
     warm = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if warm:
         asked = [samplings[row] for row in warm]
-        powers = _limited(_powers(logits[warm], asked), asked)
+        powers = _limited(logits[warm], _powers(logits[warm], asked), asked)
         draws = np.array([randoms[row].random() for row in warm])
         chosen[warm] = _drawn(powers, draws)
     return chosen
@@ -46,7 +46,7 @@ def _powers(logits: np.ndarray, samplings: Sequence[Sampling]) -> np.ndarray:
         return np.exp((wide - wide.max(1, keepdims=True)) / temperatures)
 
 
-def _limited(powers: np.ndarray, samplings: Sequence[Sampling]) -> np.ndarray:
+def _limited(logits: np.ndarray, powers: np.ndarray, samplings: Sequence[Sampling]) -> np.ndarray:
     """The powers with 0 for each id that its row's top-k or top-p leaves out."""
     rows = [row for row, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1]
     if not rows:
@@ -55,7 +55,8 @@ def _limited(powers: np.ndarray, samplings: Sequence[Sampling]) -> np.ndarray:
     most = np.array([samplings[row].top_k or ids for row in rows])[:, None]
     # All is kept at 1, also what rounds away in a sum.
     share = np.array([p if (p := samplings[row].top_p) < 1 else np.inf for row in rows])[:, None]
-    order = np.argsort(-powers[rows], axis=1, kind="stable")
+    # Of two logits that are nearly equal the powers may be equal: the logits know the larger.
+    order = np.argsort(-logits[rows], axis=1, kind="stable")
     ranked = np.take_along_axis(powers[rows], order, 1) * (np.arange(ids) < most)
     sums = ranked.cumsum(1)
     before = np.hstack([np.zeros((len(rows), 1)), sums[:, :-1]])

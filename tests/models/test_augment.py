@@ -93,7 +93,7 @@ def maps(height: int = 16, width: int = 16, classes: int = 3) -> torch.Tensor:
 def both(settings: Training, height: int = 16, width: int = 16) -> tuple[torch.Tensor, ...]:
     """Pictures whose values are their classes, and those classes, before and after."""
     before = maps(height, width)
-    moved, after = augment_maps(before[:, None].float(), before, settings)
+    moved, after = augment_maps(before[:, None].float(), before, settings, bent=1)
     return before, moved, after
 
 
@@ -174,11 +174,22 @@ def test_an_elastic_bend_has_the_deviation_that_was_asked_for() -> None:
     """Of pictures whose values are their own x, the change is the displacement in pixels."""
     torch.manual_seed(0)
     x = torch.arange(64.0).expand(300, 1, 64, 64)
-    bent = augment_maps(x, torch.zeros(300, 64, 64, dtype=torch.int64), Training(elastic=2.0))[0]
+    nothing = torch.zeros(300, 64, 64, dtype=torch.int64)
+    bent = augment_maps(x, nothing, Training(elastic=2.0), bent=1)[0]
     middle = (bent - x)[:, 0, 32, 32]  # beside the coarse grid's middle point
     assert float(middle.std()) == pytest.approx(2.0, rel=0.15)
     assert float(middle.mean()) == pytest.approx(0.0, abs=0.4)
     assert float((bent - x).diff(dim=3)[:, :, 16:48, 16:48].abs().max()) < 1
+
+
+def test_half_of_the_pictures_keep_their_grain() -> None:
+    """Those are the picture itself; the others lie between its pixels."""
+    torch.manual_seed(0)
+    pictures = torch.rand(1, 1, 32, 32).expand(200, 1, 32, 32)
+    nothing = torch.zeros(200, 32, 32, dtype=torch.int64)
+    moved = augment_maps(pictures, nothing, Training(rotate=20, elastic=2.0))[0]
+    kept = (moved - pictures).abs().amax((1, 2, 3)) < 1e-5
+    assert 80 < int(kept.sum()) < 120
 
 
 def test_what_comes_in_from_outside_is_mirrored() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -30,7 +30,7 @@ def plain(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     wide = logits.astype(np.float64)
     with np.errstate(over="ignore"):
         powers = np.exp((wide - wide.max()) / sampling.temperature)
-    ranked = sorted(range(len(powers)), key=lambda i: (-powers[i], i))
+    ranked = sorted(range(len(powers)), key=lambda i: (-logits[i], i))
     kept = ranked[: sampling.top_k or None]
     total = sum(powers[i] for i in kept)
     if sampling.top_p < 1:
@@ -74,6 +74,7 @@ def test_a_row_is_chosen_alone_as_among_others(logits: np.ndarray, data: st.Data
 
 
 @given(LOGITS, st.integers(0, 2**64 - 1), st.floats(1e-3, 10))
+@example(np.array([[0.0, 1e-20]], np.float32), 0, 1.0)
 def test_the_most_probable_of_one_is_greedy(
     logits: np.ndarray, seed: int, temperature: float
 ) -> None:
