@@ -176,15 +176,14 @@ FCN8S = Recipe(
         ),
         "full": Training(
             epochs=20,
-            batch_size=4,
-            learning_rate=3e-3,
+            batch_size=2,
+            learning_rate=2e-3,
             schedule="one-cycle",
-            rotate=180,
+            rotate=20,
             flip=True,
-            elastic=10,
-            crop=128,
-            noise=0.1,  # half of the slices are twice as grainy as the others
-            repeat=8,
+            elastic=5,
+            crop=192,
+            repeat=5,
         ),
     },
     presets={
