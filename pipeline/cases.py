@@ -77,7 +77,8 @@ def read_cases(folder: Path) -> list[Case]:
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         index = json.loads(header["__metadata__"]["cases"])
         parts: list[dict[str, Arrays]] = [{} for _ in index]
-        for key, array in load(raw).items():
+        # Sorted, for a file is read in an order that differs from process to process.
+        for key, array in sorted(load(raw).items()):
             number, part, name = key.split("/")
             parts[int(number)].setdefault(part, {})[name] = array
         return [

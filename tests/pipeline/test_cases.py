@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from models.errors import TamperedFile
 from models.signature import BATCH, Axis, Signature, TensorSpec
-from pipeline.cases import CASES_FILE, EDGE, HELD_OUT, make_inputs, read_cases, write_cases
+from pipeline.cases import (
+    CASES_FILE,
+    EDGE,
+    HELD_OUT,
+    Case,
+    make_inputs,
+    read_cases,
+    write_cases,
+)
 
 ROWS = np.arange(10 * 6, dtype=np.float32).reshape(10, 6)
 
@@ -39,6 +47,13 @@ def test_all_rows_are_used_before_any_comes_again() -> None:
     cases = make_inputs(of(Axis(BATCH, 1, 4, 8), 6), {"x": ROWS})
     first = np.concatenate([case.inputs["x"] for case in cases if case.origin == HELD_OUT])[:10]
     np.testing.assert_array_equal(first, ROWS)
+
+
+def test_names_are_read_back_in_one_order(tmp_path: Path) -> None:
+    answers = {name: np.zeros(1, np.float32) for name in "hgfedcba"}
+    write_cases([Case("batch=1", HELD_OUT, {BATCH: 1}, answers, answers, answers)], tmp_path)
+    for _ in range(20):  # the library reads a file into a table without an order
+        assert list(read_cases(tmp_path)[0].reference) == sorted(answers)
 
 
 def test_without_a_batch_axis_a_case_is_one_row() -> None:
