@@ -187,6 +187,45 @@ class Generation(BaseModel):
     media: Literal["text", "abc"] = "text"
 
 
+class Pictures(BaseModel):
+    """Which graph draws a picture from a code, and which reads the code off a picture.
+
+    A graph is the whole, "", or a part by name. The decoder turns its input `latent` [rows, n] into
+    the output `drawn` [rows, channels, height, width] of [0, 1]; with `label`, that input holds the
+    number of the class to draw. The encoder, where there is one, answers a picture's code as its
+    output `code`. `reconstruction` is the whole's output that is to look like its picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latent: str
+    drawn: str
+    decoder: str = ""
+    label: str | None = None
+    encoder: str | None = None
+    code: str | None = None
+    reconstruction: str | None = None
+
+
+class Anomaly(BaseModel):
+    """The output [rows] that is large for what was never seen, and what is too large."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: str
+    threshold: float
+
+
+class Actions(BaseModel):
+    """What an agent sees, what it may do, and the output [rows, actions] of what that is worth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    observation: str
+    values: str
+    names: tuple[str, ...]
+
+
 class Codec(BaseModel):
     """How requests are read and answers are said; empty means arrays in, arrays out."""
 
@@ -208,6 +247,19 @@ class Codec(BaseModel):
     pixels: str | None = None
     colours: tuple[str, ...] = ()
     generation: Generation | None = None
+    pictures: Pictures | None = None
+    anomaly: Anomaly | None = None
+    actions: Actions | None = None
+    # Inputs [rows, ...] of any graph that the server draws from a seed, normal with deviation 1,
+    # where a request does not give them.
+    noise: tuple[str, ...] = ()
+    # Engines are asked in batches of just so many rows, so that not a bit of an answer depends on
+    # what else is asked.
+    block: int | None = Field(default=None, ge=1)
+
+    def of_part(self) -> Codec:
+        """The codec of a part of the model: arrays in, arrays out."""
+        return Codec(noise=self.noise, block=self.block)
 
     @model_validator(mode="after")
     def _one_answer(self) -> Codec:

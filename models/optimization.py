@@ -10,7 +10,7 @@ from torch import nn
 
 from models.recipe import Training
 
-_MOMENTUM = 0.9
+_SQUARES = 0.999  # decay of adam's mean squared gradient, as in the paper and in torch
 _DROP = 0.1  # of `step` and `plateau`
 _PLATEAU = 3  # epochs without a lower validation loss before `plateau` drops
 # One cycle (Smith 2018), with the proportions that torch's OneCycleLR has.
@@ -18,23 +18,24 @@ _RISE, _START, _END = 0.3, 1 / 25, 1 / 25e4
 
 
 def make_optimizer(settings: Training, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of that name: sgd is plain, momentum is 0.9, the others have torch's defaults.
+    """The optimizer of that name: sgd is plain, and what has no setting is torch's default.
 
     Weight decay is decoupled from the gradient in adamw only (Loshchilov, Hutter 2019). Torch's
     fused kernels are used where it has them: one call for all parameters.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
+    betas = (settings.momentum, _SQUARES)
     match settings.optimizer:
         case "sgd":
             return torch.optim.SGD(parameters, rate, weight_decay=decay, fused=True)
         case "momentum":
             return torch.optim.SGD(
-                parameters, rate, momentum=_MOMENTUM, weight_decay=decay, fused=True
+                parameters, rate, momentum=settings.momentum, weight_decay=decay, fused=True
             )
         case "adam":
-            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+            return torch.optim.Adam(parameters, rate, betas, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay, fused=True)
         case "adadelta":
             return torch.optim.Adadelta(parameters, rate, weight_decay=decay)
         case "adagrad":

@@ -40,6 +40,9 @@ class Training(BaseModel):
     deviation in pixels, and `crop` cuts squares of that side out of them; targets that are maps
     move along. `repeat` is how often an epoch shows each row.
 
+    `momentum` is that of the optimizer of this name, and of adam and adamw the decay of the mean
+    gradient.
+
     `carry` makes the rows a text that is read from row to row: the state after one goes into the
     next, and gradients end between them (truncated back-propagation through time).
     """
@@ -50,6 +53,7 @@ class Training(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1 << 20)] = 128
     optimizer: Optimizer = "adam"
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     schedule: Schedule = "constant"
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -64,6 +68,18 @@ class Training(BaseModel):
     repeat: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     carry: bool = False
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of the served module that is an engine of its own, such as a decoder.
+
+    `take(module)` gives the piece, which shares the weights; its named inputs are the data's or
+    outputs of the parts before it.
+    """
+
+    take: Callable[[nn.Module], nn.Module]
+    signature: Callable[..., Signature]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +98,20 @@ class Recipe:
       over a split.
     - `per_row(outputs, targets)` is what of each row `evaluate` is given as its outputs, such as
       counts, where the outputs themselves are too large to keep.
+    - `forward(module, inputs, targets, **settings)` is what loss and evaluation see of a batch, in
+      training and in evaluation mode, where that is other or more than what is served.
+    - `collect(module, memory, epoch, **settings)` makes the training rows of an epoch, for a model
+      that gathers its own: (memory, inputs, targets). The memory, named tensors and empty at first,
+      comes back in the next epoch.
     - `gradients(module, inputs, targets)` fills the parameters' gradients by a rule of its own and
       gives the loss; without it, back-propagation of `loss` does.
     - `prepare(module, inputs, targets)` runs once on the training rows, for their statistics.
+    - `parts` are engines of the same bundle beside the whole, from left to right.
+    - `calibrate(codec, outputs, targets)` completes the codec by what the trained module answers to
+      the validation rows, such as a threshold.
+    - `exhibits(module, inputs, targets)` are pictures to look at, made of test rows: by title,
+      [rows, columns, channels, height, width] in [0, 1]. The first row of the first one is kept of
+      every epoch.
     - `floor[name]` is the least test value of `metric` on that data, or the greatest where
       `direction` is "min"; missing it fails the run, and None asks for nothing. `training[name]` is
       how it is trained there.
@@ -111,7 +138,12 @@ class Recipe:
     training: Mapping[str, Training]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     per_row: Callable[[Arrays, Arrays], Arrays] = lambda outputs, targets: outputs
+    forward: Callable[..., Tensors] = lambda module, inputs, targets: module(**inputs)
+    collect: Callable[..., tuple[Tensors, Tensors, Tensors]] | None = None
     gradients: Callable[[nn.Module, Tensors, Tensors], Tensor] | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    calibrate: Callable[[Codec, Arrays, Arrays], Codec] = lambda codec, outputs, targets: codec
+    exhibits: Callable[[nn.Module, Tensors, Tensors], Tensors] = lambda module, inputs, targets: {}
     codec: Callable[..., Codec] = lambda dataset: Codec()
     prepare: Callable[[nn.Module, Tensors, Tensors], None] = lambda module, inputs, targets: None
     baseline: Callable[[Dataset], dict[str, float]] = lambda dataset: {}
@@ -188,6 +220,9 @@ class Recipe:
     def make_signature(self) -> Signature:
         return self._call(self.signature)
 
+    def make_part(self, name: str) -> Signature:
+        return self._call(self.parts[name].signature)
+
     def make_codec(self, dataset: Dataset) -> Codec:
         return self._call(self.codec, dataset)
 
@@ -240,6 +275,14 @@ class Recipe:
         """What the recipe's own metric is worth: the more the better, whatever its direction."""
         value = metrics[self.metric]
         return value if self.direction == "max" else -value
+
+    def answer(self, module: nn.Module, inputs: Tensors, targets: Tensors) -> Tensors:
+        return self._call(self.forward, module, inputs, targets)
+
+    def gather(
+        self, module: nn.Module, memory: Tensors, epoch: int
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        return self._call(self.collect, module, memory, epoch)  # pyright: ignore[reportArgumentType]
 
     def compute_loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
         return self._call(self.loss, outputs, targets)
@@ -304,7 +347,9 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 def _keywords(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     parts = (
-        recipe.network, recipe.served, recipe.signature, recipe.loss, recipe.codec,
+        recipe.network, recipe.served, recipe.signature, recipe.loss, recipe.codec, recipe.forward,
+        *([recipe.collect] if recipe.collect else []),
+        *(part.signature for part in recipe.parts.values()),
         *recipe.data.values(),
     )  # fmt: skip
     for function in parts:
