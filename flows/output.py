@@ -62,7 +62,12 @@ def _parameters(recipe: Recipe) -> int:
 def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
     """What `fucina run` says of one recipe that went all the way."""
     manifest = bundle.manifest
-    certificates = {target: bundle.certificate(target) for target in manifest.engines}
+    graphs = {"": bundle, **bundle.parts}
+    certificates = {
+        (part, target): graph.certificate(target)
+        for part, graph in graphs.items()
+        for target in manifest.engines
+    }
     return {
         "name": manifest.name,
         "kind": manifest.kind,
@@ -81,13 +86,14 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
         "engines": [
             {
                 "target": target,
-                "path": str(bundle.engine(target).folder),
-                "files": bundle.engine(target).files,
+                **({"part": part} if part else {}),
+                "path": str(graphs[part].engine(target).folder),
+                "files": graphs[part].engine(target).files,
                 "certificate": certificate.digest,
                 "passed": certificate.passed,
                 "comparisons": len(certificate.findings),
             }
-            for target, certificate in certificates.items()
+            for (part, target), certificate in certificates.items()
         ],
         "bundle": str(job.folder / BUNDLE_LINK),
         "version": manifest.version,

@@ -17,6 +17,7 @@ from serving.ask import ask, example
 from serving.launch import Server
 from serving.launch import serve as launch
 
+_LONG = ("map", "images", "latent")  # parts of an answer that are too long to print
 _SHOWN = ("class", "probability", "score", "value", "unit")  # of a prediction
 
 
@@ -84,7 +85,8 @@ def _check(server: Server, bundle: Bundle, target: str) -> dict[str, Any]:
     route, request = example(bundle)
     row["request"] = f"POST {server.http}{route}"
     answer = _post(f"{server.http}{route}", request)
-    answer.pop("map", None)  # of every pixel: too long to print
+    for name in _LONG:
+        answer.pop(name, None)
     row["answer"] = answer
     return row
 
@@ -105,10 +107,21 @@ def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:
             f"{row['grpc']['answers']} over gRPC, worst error "
             f"{max(row[t]['worst_error_over_limit'] for t in ('rest', 'grpc')):.2f} of its limit"
         )
-        print(f"  {row['request']} a recorded row of the test split: {_said(row['answer'])}")
+        print(f"  {row['request']}: {_said(row['answer'])}")
 
 
 def _said(answer: dict[str, Any]) -> str:
+    if "pictures" in answer:
+        errors = ", ".join(f"{one['error']:.4f}" for one in answer["pictures"])
+        return f"an error of {errors}; above {answer['threshold']:.4f} is an anomaly"
+    if "errors" in answer:
+        return f"reconstructed with a mean squared error of {answer['errors'][0]:.4f}"
+    if "seed" in answer:
+        return f"pictures of seed {answer['seed']}"
+    if "actions" in answer:
+        first = answer["actions"][0]
+        values = ", ".join(f"{name} {value:.2f}" for name, value in first["q_values"].items())
+        return f"{first['name']} ({values})"
     if "text" in answer:
         return f"{answer['prompt']!r} goes on with {answer['text']!r}"
     if "classes" in answer:

@@ -30,10 +30,11 @@ from models.datasets import Dataset
 from models.errors import BundleError, MissingArtifact
 from models.recipe import Recipe
 from models.zoo import find
-from pipeline.artifacts import check_files, digest_json, load, new_folder, point, write_json
+from pipeline.artifacts import digest_json, load, new_folder, point, write_json
 from pipeline.backends import DEFAULT_TARGET, backend_module
 from pipeline.backends import target as find_target
 from pipeline.bundle import Bundle, open_bundle
+from pipeline.parts import check
 from pipeline.progress import Progress, silent
 from pipeline.values import (
     CERTIFICATE_VALUE,
@@ -317,7 +318,7 @@ def _resume(
 def _reader(kind: type[Value], name: str) -> Callable[[Path], Value]:
     def read(folder: Path) -> Value:
         value = load(kind, folder, name)
-        check_files(folder, getattr(value, "files", {}))
+        check(value)
         return value
 
     return read

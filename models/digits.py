@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from models.codec import Codec, ImageInput
-from models.datasets import Dataset, RemoteFile, fetch, split_rows
+from models.datasets import Dataset, RemoteFile, Split, fetch, split_rows
 
 SIZE = 28
 CLASSES = tuple("0123456789")
@@ -93,6 +94,68 @@ def _mnist_digits(image: int, channels: int) -> Dataset:
         classes=CLASSES,
         **splits,
         **test,
+    )
+
+
+def pictured(dataset: Dataset) -> Dataset:
+    """Digits whose target `image` is the picture itself, beside their label."""
+    return _each(dataset, lambda split: replace(split, targets=split.targets | split.inputs))
+
+
+def pictured_digits() -> Dataset:
+    return pictured(embedded_digits())
+
+
+def pictured_mnist() -> Dataset:
+    return pictured(mnist())
+
+
+PICTURED_DIGITS: dict[str, Callable[..., Dataset]] = {
+    "embedded": pictured_digits,
+    "full": pictured_mnist,
+}
+
+
+def noisy(dataset: Dataset, deviation: float) -> Dataset:
+    """`pictured` digits with normal noise on the inputs of validation and test, cut to [0, 1].
+
+    Training rows stay clean, for theirs is drawn anew every time.
+    """
+    rng = np.random.default_rng(0)
+
+    def add(split: Split) -> Split:
+        image = split.inputs["image"]
+        noise = rng.standard_normal(image.shape, np.float32)
+        return replace(split, inputs={"image": (image + deviation * noise).clip(0, 1)})
+
+    clean = pictured(dataset)
+    return replace(clean, validation=add(clean.validation), test=add(clean.test))
+
+
+def without(dataset: Dataset, digit: int) -> Dataset:
+    """`pictured` digits of which one is only in the test rows, where the target `anomaly` is 1."""
+
+    def mark(split: Split) -> Split:
+        anomaly = (split.targets["label"] == digit).astype(np.int64)
+        return replace(split, targets=split.targets | {"anomaly": anomaly})
+
+    def drop(split: Split) -> Split:
+        kept = np.flatnonzero(split.targets["anomaly"] == 0)
+        return Split(
+            {name: array[kept] for name, array in split.inputs.items()},
+            {name: array[kept] for name, array in split.targets.items()},
+        )
+
+    marked = _each(pictured(dataset), mark)
+    return replace(marked, train=drop(marked.train), validation=drop(marked.validation))
+
+
+def _each(dataset: Dataset, change: Callable[[Split], Split]) -> Dataset:
+    return replace(
+        dataset,
+        train=change(dataset.train),
+        validation=change(dataset.validation),
+        test=change(dataset.test),
     )
 
 

@@ -25,7 +25,7 @@ def logits(channels: int, size: int) -> TensorSpec:
 
 def normal(name: str, features: int) -> TensorSpec:
     """Vectors [batch, features] about normal with deviation 1."""
-    return TensorSpec(name, "float32", (ROWS, features), -3.0, 3.0)
+    return TensorSpec(name, "float32", (ROWS, features), -6.0, 6.0)
 
 
 def grid(rows: Sequence[Tensor]) -> Tensor:

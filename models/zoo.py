@@ -7,9 +7,16 @@ import sys
 from pathlib import Path
 
 from models.alexnet import ALEXNET
+from models.anomaly_autoencoder import ANOMALY_AUTOENCODER
+from models.autoencoder import AUTOENCODER, AUTOENCODER_CONV
+from models.cgan import CGAN
 from models.cnn import CNN_32_64_1024
+from models.denoising_autoencoder import DENOISING_AUTOENCODER
+from models.dqn import DQN
+from models.dqn_pixels import DQN_PIXELS
 from models.errors import UnknownRecipe
 from models.fcn import FCN8S
+from models.gan import DCGAN
 from models.googlenet import GOOGLENET, INCEPTION_MINI
 from models.gru import GRU, GRU_CLASSIFIER
 from models.lenet5 import LENET5
@@ -25,6 +32,7 @@ from models.transformer import TRANSFORMER
 from models.transformer_classifier import TRANSFORMER_CLASSIFIER
 from models.transformer_translate import TRANSFORMER_TRANSLATE
 from models.unet import UNET
+from models.vae import BETA_VAE, VAE_20
 from models.xor import XOR
 
 _RECIPES = (
@@ -58,6 +66,16 @@ _RECIPES = (
     LSTM_MUSIC,
     TRANSFORMER,
     TRANSFORMER_TRANSLATE,
+    AUTOENCODER,
+    AUTOENCODER_CONV,
+    DENOISING_AUTOENCODER,
+    ANOMALY_AUTOENCODER,
+    VAE_20,
+    BETA_VAE,
+    DCGAN,
+    CGAN,
+    DQN,
+    DQN_PIXELS,
 )
 ZOO: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 

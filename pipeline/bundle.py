@@ -29,6 +29,7 @@ from pipeline.values import (
     CODEC,
     ENGINE_VALUE,
     MODEL,
+    PARTS,
     Certificate,
     Engine,
     Finding,
@@ -46,6 +47,8 @@ SERVICES: dict[Kind, str] = {
     "classification": "serving.classification:Classification",
     "segmentation": "serving.segmentation:Segmentation",
     "sequence": "serving.sequence:Sequence",
+    "generative": "serving.generative:Generative",
+    "control": "serving.control:Control",
 }
 
 
@@ -69,6 +72,7 @@ class Manifest(BaseModel):
     libraries: dict[str, str]
     engines: tuple[str, ...]
     files: dict[str, str]
+    parts: dict[str, Signature] = {}
 
     @field_validator("files")
     @classmethod
@@ -82,7 +86,10 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was opened: every digest has been checked."""
+    """A bundle that was opened: every digest has been checked.
+
+    A part of it is a bundle as well, which has no manifest of its own on the disk.
+    """
 
     folder: Path
     manifest: Manifest
@@ -92,6 +99,27 @@ class Bundle:
     def digest(self) -> str:
         """sha256 of the manifest, and through it of every file."""
         return digest_bytes((self.folder / MANIFEST).read_bytes())
+
+    @cached_property
+    def parts(self) -> dict[str, Bundle]:
+        """By name, what of the model is an engine of its own; as a model it is NAME.PART."""
+        return {name: self._part(name) for name in self.manifest.parts}
+
+    def _part(self, name: str) -> Bundle:
+        inside = f"{PARTS}/{name}/"
+        manifest = self.manifest.model_copy(
+            update={
+                "name": f"{self.manifest.name}.{name}",
+                "signature": self.manifest.parts[name],
+                "parts": {},
+                "files": {
+                    file.removeprefix(inside): digest
+                    for file, digest in self.manifest.files.items()
+                    if file.startswith(inside)
+                },
+            }
+        )
+        return Bundle(self.folder / PARTS / name, manifest, self.codec.of_part())
 
     def engine(self, name: str = DEFAULT_TARGET) -> Engine:
         """The engine of a target. Raises `TargetUnavailable` when the bundle has none."""
@@ -147,7 +175,18 @@ def open_bundle(folder: Path) -> Bundle:
     """
     manifest = _read_manifest(folder)
     check_files(folder, manifest.files)
-    required = {MODEL, CODEC, f"{CASES}/{CASES_FILE}"}
+    if CODEC not in manifest.files:
+        raise NotABundle(f"{folder} does not list {CODEC}", fix="package it again")
+    bundle = Bundle(folder, manifest, _parse(Codec, folder / CODEC))
+    for graph in (bundle, *bundle.parts.values()):
+        _check_listed(graph)
+    return bundle
+
+
+def _check_listed(bundle: Bundle) -> None:
+    """Refuse a bundle whose manifest does not vouch for all that will be read of it."""
+    folder, manifest = bundle.folder, bundle.manifest
+    required = {MODEL, f"{CASES}/{CASES_FILE}"}
     for name in manifest.engines:
         required |= {f"{ENGINES}/{name}/{file}" for file in (ENGINE_VALUE, CERTIFICATE_VALUE)}
     for name in sorted(required - manifest.files.keys()):
@@ -158,7 +197,6 @@ def open_bundle(folder: Path) -> Bundle:
         for file, digest in value.files.items():
             if manifest.files.get(f"{ENGINES}/{name}/{file}") != digest:
                 raise NotABundle(f"{folder}: {name}/{file} is not in the manifest")
-    return Bundle(folder, manifest, _parse(Codec, folder / CODEC))
 
 
 def _read_manifest(folder: Path) -> Manifest:

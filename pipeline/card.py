@@ -44,7 +44,7 @@ def write_card(
         metrics=measured(trained, read_evaluation(trained)),
         changed=changed(trained),
         certificates=certificates,
-        worst={c.target: worst_ratio(c.findings) for c in certificates},
+        worst={c.label: worst_ratio(c.findings) for c in certificates},
     )
     write_bytes(path, text.encode())
 

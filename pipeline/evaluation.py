@@ -15,7 +15,7 @@ from models.datasets import Dataset
 from models.recipe import Recipe
 from models.signature import Arrays
 from pipeline.artifacts import write_json
-from pipeline.values import EVALUATION, GALLERY
+from pipeline.values import EVALUATION, EXHIBITS, GALLERY
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 400
@@ -26,6 +26,11 @@ MASK = "mask"  # the target that gives each pixel its class
 # Beside the inputs of a gallery of pictures: the class of each pixel, there and predicted.
 ACTUAL = "actual"
 PREDICTED = "predicted"
+
+# Beside the titles of exhibits: their first row after some epochs, and the numbers of these.
+EPOCHS = "epochs"
+EPOCH_NUMBERS = "epoch numbers"
+_EPOCHS = 10
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -127,6 +132,28 @@ def write_evaluation(
         inputs |= {ACTUAL: masks.astype(np.uint8), PREDICTED: predicted.astype(np.uint8)}
     write_json(out / EVALUATION, facts)
     safetensors.numpy.save_file(inputs, out / GALLERY)
+
+
+def write_exhibits(exhibits: Arrays, shown: Arrays, out: Path) -> None:
+    """Pictures to look at, by title, and under `EPOCHS` a row of them for each epoch.
+
+    Of a long training, evenly chosen epochs are kept, the last among them.
+    """
+    count = len(shown)
+    chosen = np.unique(np.linspace(count, 1, min(count, _EPOCHS)).round().astype(int))
+    rows = {EPOCHS: np.stack([shown[str(epoch)] for epoch in chosen]), EPOCH_NUMBERS: chosen}
+    # In the order in which the recipe gave them, which a file of tensors does not keep.
+    titled = {f"{place:02} {title}": array for place, (title, array) in enumerate(exhibits.items())}
+    safetensors.numpy.save_file(titled | rows, out / EXHIBITS)
+
+
+def read_exhibits(folder: Path) -> tuple[Arrays, np.ndarray, np.ndarray] | None:
+    """Exhibits by title, pictures [epochs, columns, ...], and the numbers of these epochs."""
+    if not (folder / EXHIBITS).is_file():
+        return None
+    arrays = dict(sorted(safetensors.numpy.load_file(folder / EXHIBITS).items()))
+    epochs, numbers = arrays.pop(EPOCHS), arrays.pop(EPOCH_NUMBERS)
+    return {name[3:]: array for name, array in arrays.items()}, epochs, numbers
 
 
 def _said(codec: Codec, measured: Arrays) -> tuple[np.ndarray, np.ndarray]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,26 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from models.codec import Generation
+from models.codec import Codec
 from models.datasets import Dataset
 from models.errors import ExportFailed
 from models.recipe import Recipe
-from models.recurrence import advance, capacity, start, step_names
-from models.signature import BATCH, Arrays, Axis, Signature
-from pipeline.artifacts import digest_files, save
-from pipeline.carrying import (
-    PROMPT,
-    carried_inputs,
-    decode_greedily,
-    prompt,
-    replay_sequences,
-    run_carried,
-)
-from pipeline.cases import CARRIED, CASES_FILE, GREEDY, Case, make_inputs, write_cases
+from models.signature import Arrays, Axis, Signature
+from pipeline.artifacts import digest_files, write_json
+from pipeline.carrying import replay_sequences
+from pipeline.cases import CASES_FILE, Case, write_cases
 from pipeline.compare import derive_limits, replay
+from pipeline.parts import new_part, save_value
 from pipeline.progress import Progress, silent
+from pipeline.recording import answer, record, record_sequences
 from pipeline.train import load_module
-from pipeline.values import MODEL, MODEL_VALUE, OnnxModel, TrainedModel
+from pipeline.values import CODEC, MODEL, OnnxModel, TrainedModel
 from pipeline.versions import libraries
 
 # What dynamo writes by itself; 17 to 20 is what every engine builder takes, so it is read back.
 _OPSET = 18
 _OPSETS = range(17, 21)
-_STATES = 64  # rows whose state is computed for the cases
+_ANSWERED = 1024  # rows of which a part's answers are the next one's samples
 
 
 def export(
@@ -54,7 +48,7 @@ def export(
     *,
     progress: Progress = silent,
 ) -> OnnxModel:
-    """Write model.onnx and the recorded cases into `out`.
+    """Write model.onnx and the recorded cases into `out`, of the whole and of each part.
 
     The graph's declared axes must equal the signature, and the graph as written must answer
     every recorded case as the module does. Cases are held-out test rows at every corner of the
@@ -62,21 +56,62 @@ def export(
 
     Raises `ExportFailed`.
     """
-    signature = recipe.make_signature()
     module = load_module(recipe, trained)
-    steps = 4
-    progress(1, steps, f"tracing with {recipe.exporter}")
+    codec = Codec.model_validate_json((trained.folder / CODEC).read_bytes())
+    steps = _Steps(progress, 4 * (1 + len(recipe.parts)))
+    samples = dict(dataset.test.inputs)
+    # From left to right: what one part answers may be what the next one is given.
+    parts = {}
+    for name, piece in recipe.parts.items():
+        taken, signature = piece.take(module).eval(), recipe.make_part(name)
+        folder = new_part(out, name)
+        value = _export(
+            recipe, taken, signature, samples, codec.of_part(), trained, folder, steps, f"{name}: "
+        )
+        parts[name] = value.digest
+        samples |= _answer_some(taken, signature, samples)
+    signature = recipe.make_signature()
+    return _export(recipe, module, signature, samples, codec, trained, out, steps, parts=parts)
+
+
+@dataclass
+class _Steps:
+    """Progress through several graphs."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __call__(self, text: str) -> None:
+        self.done += 1
+        self.progress(self.done, self.total, text)
+
+
+def _export(
+    recipe: Recipe,
+    module: nn.Module,
+    signature: Signature,
+    samples: Arrays,
+    codec: Codec,
+    trained: TrainedModel,
+    out: Path,
+    step: _Steps,
+    name: str = "",
+    parts: Mapping[str, str] = MappingProxyType({}),
+) -> OnnxModel:
+    """One graph, of the whole or of a part, with its cases."""
+    step(f"{name}tracing with {recipe.exporter}")
     graph = _trace(recipe, module, signature)
-    progress(2, steps, "checking the graph's axes")
+    step(f"{name}checking the graph's axes")
     _check_declared(graph, signature, recipe.name)
     onnx.save_model(graph, out / MODEL)
-    progress(3, steps, "recording cases")
-    cases = record(module, signature, dataset.test.inputs)
+    step(f"{name}recording cases")
+    cases = record(module, signature, samples)
     if signature.recurrence:
-        generation = recipe.make_codec(dataset).generation
-        cases += record_sequences(module, signature, dataset.test.inputs, generation)
+        cases += record_sequences(module, signature, samples, codec.generation)
     write_cases(cases, out)
-    progress(4, steps, "running the graph on every case")
+    write_json(out / CODEC, codec.model_dump(mode="json"))
+    step(f"{name}running the graph on every case")
     _check_answers(out / MODEL, signature, cases, recipe.name)
     value = OnnxModel(
         folder=out,
@@ -86,122 +121,17 @@ def export(
         opset=_opset(graph),
         exporter=recipe.exporter,
         libraries=libraries("torch", "onnx", "onnxscript"),
-        files=digest_files(out, [MODEL, CASES_FILE]),
+        files=digest_files(out, [MODEL, CASES_FILE, CODEC]),
+        parts=dict(parts),
     )
-    save(value, out, MODEL_VALUE)
+    save_value(value)
     return value
 
 
-def record(module: nn.Module, signature: Signature, samples: Arrays) -> list[Case]:
-    """Cases with the answers of the module in fp32 and, on the same inputs, in fp64.
-
-    Raises `ExportFailed` when the module's answers are not what the signature declares.
-    """
-    exact = copy.deepcopy(module).double()
-    cases = []
-    for case in make_inputs(signature, _with_states(module, signature, samples)):
-        eager = _answer(module, case.inputs)
-        _check_outputs(signature, case, eager)
-        cases.append(replace(case, eager=eager, reference=_answer(exact, case.inputs, wide=True)))
-    return cases
-
-
-def record_sequences(
-    module: nn.Module, signature: Signature, samples: Arrays, generation: Generation | None
-) -> list[Case]:
-    """Long sequences, asked step by step, and what the module writes greedily after a prompt.
-
-    Both by the fp32 and by the fp64 module, each with the state that it carried itself.
-    """
-    assert signature.recurrence is not None
-    exact = copy.deepcopy(module).double()
-    inputs = carried_inputs(signature, samples)
-    states = {state.output for state in signature.recurrence.states}
-
-    def run(arrays: Mapping[str, np.ndarray], wide: bool = False) -> Arrays:
-        return _answer(exact if wide else module, dict(arrays), wide)
-
-    answers = []
-    rows, length = inputs[step_names(signature)[0]].shape[:2]
-    for wide in (False, True):
-        said = run_carried(
-            lambda arrays, wide=wide: run(arrays, wide), signature, inputs, range(length), wide=wide
-        )
-        answers.append({name: array for name, array in said.items() if name not in states})
-    sizes = {BATCH: rows, signature.recurrence.axis: length}
-    cases = [Case("carried", CARRIED, sizes, inputs, *answers)]
-    if generation:
-        tokens, logits = generation.tokens.name, generation.logits
-        # An answer begins at its mark; a text that is continued has some words already.
-        begun, count = prompt(signature, inputs, tokens, PROMPT if generation.source is None else 1)
-        answers = []
-        for wide in (False, True):
-            chosen, margins = decode_greedily(
-                lambda arrays, wide=wide: run(arrays, wide),
-                signature, begun, tokens, logits, count, wide=wide,
-            )  # fmt: skip
-            answers.append({tokens: chosen, logits: margins})
-        sizes = {BATCH: rows, signature.recurrence.axis: count}
-        cases.append(Case("greedy", GREEDY, sizes, begun, *answers))
-    return cases
-
-
-def _with_states(module: nn.Module, signature: Signature, samples: Arrays) -> Arrays:
-    """The samples, with state as it is after the row before; every fourth row begins anew.
-
-    A table holds a part of that row, some of them nearly all that fits.
-    """
-    if signature.recurrence is None:
-        return samples
-    timed = step_names(signature)
-    few = {name: array[:_STATES] for name, array in samples.items()}
-    rows = len(few[timed[0]])
-    room = capacity(signature)
-    before = {name: np.roll(array, 1, axis=0) for name, array in few.items()}
-    if room is not None:
-        before |= {name: np.resize(before[name], (rows, room)) for name in timed}
-    outputs = _answer(module, before | start(signature, rows))
-    states = advance(signature, start(signature, rows), outputs, before[timed[0]].shape[1])
-    longest = signature.axes[signature.recurrence.axis].max
-    for state in signature.recurrence.states:
-        array = np.array(states[state.input])
-        states[state.input] = array
-        if state.position is None:
-            array[::4] = 0
-            continue
-        assert room is not None
-        held = np.arange(rows) * 7 % min(room - longest + 1, 33)
-        held[3::8] = room - longest
-        states[state.position] = held
-        for row, written in enumerate(held):
-            array[row, :, written:] = 0
-    return few | states
-
-
-@torch.inference_mode()
-def _answer(module: nn.Module, inputs: Arrays, wide: bool = False) -> Arrays:
-    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    if wide:
-        tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-    return {name: tensor.numpy() for name, tensor in module(**tensors).items()}
-
-
-def _check_outputs(signature: Signature, case: Case, answers: Arrays) -> None:
-    declared = {spec.name: spec for spec in signature.outputs}
-    if answers.keys() != declared.keys():
-        raise ExportFailed(
-            "the module's outputs are not the signature's",
-            got=", ".join(answers),
-            expected=", ".join(declared),
-        )
-    for name, array in answers.items():
-        wanted = (declared[name].dtype, declared[name].at(case.sizes))
-        if (array.dtype.name, array.shape) != wanted:
-            raise ExportFailed(
-                f"output {name!r} at {case.name} is not what the signature declares",
-                got=f"{array.dtype.name}{list(array.shape)}",
-                expected=f"{wanted[0]}{list(wanted[1])}",
-            )
+def _answer_some(module: nn.Module, signature: Signature, samples: Arrays) -> Arrays:
+    """What a part answers to as many samples as the cases have use for."""
+    few = {spec.name: samples[spec.name][:_ANSWERED] for spec in signature.inputs}
+    return answer(module, few)
 
 
 def _trace(recipe: Recipe, module: nn.Module, signature: Signature) -> onnx.ModelProto:

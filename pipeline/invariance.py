@@ -17,20 +17,26 @@ Transform = Callable[[Run, Arrays, int], tuple[Arrays, Arrays]]
 
 def invariances(
     run: Run, reopen: Callable[[], Run], signature: Signature, cases: list[Case],
-    limits: Mapping[str, Limit],
+    limits: Mapping[str, Limit], block: int | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     """Findings of every law on held-out rows.
 
     With a batch axis: equal rows get equal answers wherever they stand (duplicate), order does not
     matter (permute), nor do the other rows (neighbour), nor how rows are cut into batches (split).
     A sequence that is cut into calls which carry its state is answered as in one (cut).
-    Always, to the bit: a second call (twice) and a second session (reload) answer the same.
+    In batches of `block` rows, to the bit: a row is answered alike wherever and with whatever it
+    stands (position). Always, to the bit: a second call (twice) and a second session (reload)
+    answer the same.
     """
     exact = {name: Limit(scale=1.0, noise_floor=0.0, limit=0.0) for name in limits}
     case = _largest(cases)
     for name, law in _LAWS.items() if signature.batch and case.sizes[BATCH] > 1 else ():
         yield from _hold(
             name, case, limits, lambda law=law: law(run, case.inputs, case.sizes[BATCH])
+        )
+    if block:
+        yield from _hold(
+            "position", case, exact, lambda: _position(run, case.inputs, case.sizes[BATCH], block)
         )
     if signature.recurrence:
         axis = signature.recurrence.axis
@@ -45,6 +51,28 @@ def invariances(
         )  # fmt: skip
     yield from _hold("twice", case, exact, lambda: (run(case.inputs), run(case.inputs)))
     yield from _hold("reload", case, exact, lambda: (reopen()(case.inputs), run(case.inputs)))
+
+
+def composition(
+    run: Run, parts: Mapping[str, tuple[Run, Signature]], cases: list[Case],
+    limits: Mapping[str, Limit],
+) -> list[Finding]:  # fmt: skip
+    """The parts, each given what those before it answered, together answer as the whole."""
+    case = _largest(cases)
+
+    def chained() -> tuple[Arrays, Arrays]:
+        known, left = dict(case.inputs), dict(parts)
+        while left:
+            wanted = {n: [spec.name for spec in left[n][1].inputs] for n in left}
+            name = next(n for n in left if known.keys() >= set(wanted[n]))
+            part, _ = left.pop(name)
+            known |= part({n: known[n] for n in wanted[name]})
+        whole = run(case.inputs)
+        return {name: known[name] for name in shared}, {name: whole[name] for name in shared}
+
+    answered = {spec.name for _, signature in parts.values() for spec in signature.outputs}
+    shared = [name for name in limits if name in answered]
+    return _hold("parts", case, {name: limits[name] for name in shared}, chained)
 
 
 def _hold(
@@ -95,6 +123,25 @@ def _split(run: Run, inputs: Arrays, rows: int) -> tuple[Arrays, Arrays]:
     parts = [run(_rows(inputs, range(cut))), run(_rows(inputs, range(cut, rows)))]
     whole = run(inputs)
     return {n: np.concatenate([part[n] for part in parts]) for n in whole}, whole
+
+
+def _position(run: Run, inputs: Arrays, rows: int, block: int) -> tuple[Arrays, Arrays]:
+    """Rows of one block, moved on place by place, while every other row becomes zeros."""
+    few = _rows(inputs, np.arange(block) % rows)
+    whole = run(few)
+    kept = np.arange(0, block, 2)
+    actual, expected = [], []
+    for places in range(block):
+        order = np.roll(np.arange(block), places)
+        moved = _rows(few, order)
+        for array in moved.values():
+            array[1::2] = 0
+        actual.append(_rows(run(moved), kept))
+        expected.append(_rows(whole, order[kept]))
+    return (
+        {name: np.concatenate([part[name] for part in actual]) for name in whole},
+        {name: np.concatenate([part[name] for part in expected]) for name in whole},
+    )
 
 
 _LAWS: dict[str, Transform] = {

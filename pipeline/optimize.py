@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.artifacts import digest_files, save
+from pipeline.artifacts import digest_files
 from pipeline.backends import backend
 from pipeline.backends import target as find_target
+from pipeline.parts import new_part, part, save_value
 from pipeline.progress import Progress, silent
-from pipeline.values import ENGINE_VALUE, MODEL, Engine, OnnxModel
+from pipeline.values import MODEL, Engine, OnnxModel
 
 
 def optimize(model: OnnxModel, target: str, out: Path, *, progress: Progress = silent) -> Engine:
-    """Build the engine of a target into `out`, with the options that open it.
+    """Build the engine of a target into `out`, with the options that open it, and its parts'.
 
     Raises `TargetUnavailable` or `BuildFailed`.
     """
@@ -27,7 +28,11 @@ def optimize(model: OnnxModel, target: str, out: Path, *, progress: Progress = s
         options=built.options,
         built_on=built.built_on,
         files=digest_files(out, list(built.files)),
+        parts={
+            name: optimize(part(model, name), target, new_part(out, name)).digest
+            for name in model.parts
+        },
     )
-    save(value, out, ENGINE_VALUE)
+    save_value(value)
     progress(1, 1, f"built {target}")
     return value

@@ -27,6 +27,7 @@ from pipeline.bundle import (
 )
 from pipeline.card import write_card
 from pipeline.cases import CASES_FILE
+from pipeline.parts import part
 from pipeline.progress import Progress, silent
 from pipeline.report import write_report
 from pipeline.values import (
@@ -34,6 +35,7 @@ from pipeline.values import (
     CODEC,
     ENGINE_VALUE,
     MODEL,
+    PARTS,
     WEIGHTS,
     Certificate,
     Engine,
@@ -71,28 +73,31 @@ def package(
 
     Raises `CertificateFailed` for an engine whose certificate did not pass or is of another engine.
     """
-    for engine, certificate in engines:
-        _check_certificate(engine, model, certificate)
     if not engines:
         raise CertificateFailed(
             f"{recipe.name} has no certified engine to package", fix="run `fucina verify` first"
         )
+    graphs = [(out, model, list(engines))]
+    for name in model.parts:
+        pairs = [(part(engine, name), part(certificate, name)) for engine, certificate in engines]
+        graphs.append((out / PARTS / name, part(model, name), pairs))
+    for _, graph, pairs in graphs:
+        for engine, certificate in pairs:
+            _check_certificate(engine, graph, certificate)
     progress(0, 2, "copying")
-    check_files(model.folder, model.files)
-    shutil.copy2(model.folder / MODEL, out / MODEL)
-    (out / CASES).mkdir()
-    shutil.copy2(model.folder / CASES_FILE, out / CASES / CASES_FILE)
-    for engine, certificate in engines:
-        _copy_engine(engine, certificate, out / ENGINES / engine.target)
+    for folder, graph, pairs in graphs:
+        _copy_graph(graph, pairs, folder)
     check_files(trained.folder, trained.files)
     shutil.copy2(trained.folder / CODEC, out / CODEC)
     version = metadata.version("fucina")
     if service := SERVICES.get(recipe.kind):
         text = _BENTOFILE.format(service=service, name=recipe.name, version=version)
         write_bytes(out / BENTOFILE, text.encode())
-    write_card(recipe, trained, [c for _, c in engines], out / CARD)
+    certificates = [c for _, c in engines]
+    own = [part(c, name) for c in certificates for name in model.parts]
+    write_card(recipe, trained, [*certificates, *own], out / CARD)
     progress(1, 2, "writing the report")
-    write_report(recipe, trained, model, [c for _, c in engines], out / REPORT)
+    write_report(recipe, trained, model, certificates, out / REPORT)
     names = [str(p.relative_to(out).as_posix()) for p in out.rglob("*") if p.is_file()]
     files = digest_files(out, names)
     manifest = Manifest(
@@ -115,10 +120,21 @@ def package(
         libraries={"fucina": version} | trained.libraries | model.libraries,
         engines=tuple(engine.target for engine, _ in engines),
         files=files,
+        parts={name: part(model, name).signature for name in model.parts},
     )
     save(manifest, out, MANIFEST)
     progress(2, 2, "opening")
     return open_bundle(out)
+
+
+def _copy_graph(model: OnnxModel, engines: Sequence[tuple[Engine, Certificate]], out: Path) -> None:
+    """The graph, its cases and its engines, of the whole or of a part."""
+    check_files(model.folder, model.files)
+    (out / CASES).mkdir(parents=True)
+    shutil.copy2(model.folder / MODEL, out / MODEL)
+    shutil.copy2(model.folder / CASES_FILE, out / CASES / CASES_FILE)
+    for engine, certificate in engines:
+        _copy_engine(engine, certificate, out / ENGINES / engine.target)
 
 
 def _check_certificate(engine: Engine, model: OnnxModel, certificate: Certificate) -> None:

@@ -37,6 +37,7 @@ _PAGE_COLOURS = {_INK: "currentColor", _BAD: "var(--bad)"}
 _SERIES = ("#3b82f6", "#e2711d", "#12a594", "#d6409f", "#8e6bd8", "#8a8f3c")
 _DEPTH = LinearSegmentedColormap.from_list("depth", (_SERIES[0], "#a86f9e", _SERIES[1]))
 _MARKERS = "os^DvP"
+_SHEET = 720  # CSS pixels, of many pictures together
 _LABELS = 8  # more labels than this do not fit beside a plot
 _LONGEST = 28  # characters of a label beside a plot
 _WIDTH = 5.4  # inches; at 72 points each this is read well on a phone and in half a page
@@ -211,6 +212,25 @@ def picture(pixels: np.ndarray, low: float, high: float, largest: int = 112) -> 
     image = Image.fromarray(channels[0] if len(channels) == 1 else channels.transpose(1, 2, 0))
     image.thumbnail((largest, largest))
     return _data_address(image)
+
+
+def sheet(pictures: np.ndarray) -> tuple[str, int]:
+    """Pictures uint8 [rows, columns, 1 or 3, h, w] side by side, as a PNG, and how wide to show it.
+
+    A pixel is shown as large as fits, up to 48 pixels for a whole picture.
+    """
+    rows, columns, channels, height, width = pictures.shape
+    gap = 1
+    tall, wide = height + gap, width + gap
+    whole = np.full((rows * tall - gap, columns * wide - gap, channels), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * tall, column * wide
+            whole[top : top + height, left : left + width] = pictures[row, column].transpose(
+                1, 2, 0
+            )
+    image = Image.fromarray(whole[:, :, 0] if channels == 1 else whole)
+    return _data_address(image), min(_SHEET, columns * max(48, width))
 
 
 def class_map(classes: np.ndarray, colours: Sequence[str], largest: int = 112) -> str:

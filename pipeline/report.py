@@ -20,8 +20,9 @@ from pipeline import plots
 from pipeline.artifacts import write_bytes
 from pipeline.card import interval, measured, number, percent, read_evaluation, span, times
 from pipeline.compare import ratio
+from pipeline.parts import part
 from pipeline.report_certificate import LAWS, describe_certificate
-from pipeline.report_samples import is_picture, samples, written
+from pipeline.report_samples import exhibits, is_picture, samples, written
 from pipeline.values import (
     HISTORY,
     WEIGHTS,
@@ -57,6 +58,7 @@ def write_report(
     `latency` has the machine, its threads, a note, and rows of target, batch, eager_ms, engine_ms,
     ratio = eager_ms / engine_ms, and possibly the case.
     """
+    parts = [(part(c, n), part(model, n).signature) for c in certificates for n in sorted(c.parts)]
     history = json.loads((trained.folder / HISTORY).read_bytes())
     evaluation = read_evaluation(trained)
     classes = evaluation.get("classes")
@@ -66,6 +68,7 @@ def write_report(
         else None
     )
     metrics = measured(trained, evaluation)
+    shown = exhibits(trained)
     text = _PAGE.get_template("report.html.j2").render(
         recipe=recipe,
         trained=trained,
@@ -81,13 +84,17 @@ def write_report(
         scores=_scores(classes, counts) if classes and counts is not None else [],
         mistakes=_mistakes(classes, counts) if classes and counts is not None else [],
         drawn_whole=bool(classes) and len(classes) <= _MOST_CLASSES,
-        samples=samples(trained, evaluation, model.signature),
+        exhibits=shown,
+        samples=[] if shown else samples(trained, evaluation, model.signature),
         legend=evaluation.get("legend"),
         written=written(trained, model),
         filters=_filters(trained, model.signature),
-        certificates=[describe_certificate(c, model.signature) for c in certificates],
+        certificates=[
+            *(describe_certificate(c, model.signature) for c in certificates),
+            *(describe_certificate(c, signature) for c, signature in parts),
+        ],
         passed=bool(certificates) and all(certificates),
-        lineage=_lineage(trained, model, certificates),
+        lineage=_lineage(trained, model, [*certificates, *(c for c, _ in parts)]),
         latency=latency,
         latency_plot=_latency_plot(latency["rows"]) if latency else None,
     )

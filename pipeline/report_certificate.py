@@ -13,6 +13,7 @@ from pipeline import plots
 from pipeline.card import times
 from pipeline.cases import CARRIED, GREEDY
 from pipeline.compare import ratio, worst_ratio
+from pipeline.decisions import AGREEMENT, REGRET
 from pipeline.values import Certificate, Finding
 
 # What each law of pipeline.invariance says, for readers.
@@ -21,8 +22,10 @@ LAWS = {
     "permute": "the order of the rows does not matter",
     "neighbour": "a row's answer does not depend on the other rows",
     "split": "an answer does not depend on how rows are cut into batches",
+    "position": "in a block of fixed size a row has the same answer, to the bit, at every place",
     "cut": "a sequence cut into calls that carry its state is answered as in one call",
     "twice": "a second call answers the same, to the bit",
+    "parts": "the parts, each given what those before it answered, together answer as the whole",
     "reload": "a second session answers the same, to the bit",
 }
 
@@ -36,21 +39,21 @@ def describe_certificate(certificate: Certificate, signature: Signature) -> dict
         "samples": _table(certificate.findings, outputs, {"samples"}),
         "edges": _table(certificate.findings, outputs, {"edges"}),
     }
-    sequences = {CARRIED, GREEDY}
-    laws = {f.check for f in certificate.findings} - tables.keys() - sequences
+    apart = {CARRIED, GREEDY, AGREEMENT, REGRET}
+    laws = {f.check for f in certificate.findings} - tables.keys() - apart
     cases = tables["samples"] + tables["edges"]
     plot = None
     if cases:
         columns = zip(*(row for _, row in cases), strict=True)
         plot = plots.dots(
-            f"errors {certificate.target}",
+            f"errors {certificate.label}",
             [first.case for first, _ in cases],
             {
                 name: [ratio(f) if f else math.nan for f in column]
                 for name, column in zip(outputs, columns, strict=True)
             },
             f"Error over limit of {len(outputs)} outputs in {len(cases)} cases of "
-            f"{certificate.target}; worst {times(worst_ratio(certificate.findings))}",
+            f"{certificate.label}; worst {times(worst_ratio(certificate.findings))}",
             xlabel="error / limit (logarithmic)",
         )
     return {
@@ -63,6 +66,7 @@ def describe_certificate(certificate: Certificate, signature: Signature) -> dict
         "laws": _table(certificate.findings, outputs, laws),
         "carried": [f for f in certificate.findings if f.check == CARRIED],
         "greedy": [f for f in certificate.findings if f.check == GREEDY],
+        "decisions": [f for f in certificate.findings if f.check in (AGREEMENT, REGRET)],
         "growth": _growth(certificate),
         "plot": plot,
         **tables,
@@ -92,9 +96,9 @@ def _growth(certificate: Certificate) -> Markup | None:
     if not series:
         return None
     return plots.lines(
-        f"growth {certificate.target}",
+        f"growth {certificate.label}",
         series,
-        f"Error over the steps of a sequence on {certificate.target}, and its limit",
+        f"Error over the steps of a sequence on {certificate.label}, and its limit",
         xlabel="steps, state carried by the engine (logarithmic)",
         ylabel="error / scale (logarithmic)",
         log_x=True,

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file
 
 from models.codec import END, Codec
 from models.signature import Signature, TensorSpec
 from pipeline import plots
 from pipeline.cases import GREEDY, read_cases
-from pipeline.evaluation import ACTUAL, PREDICTED
+from pipeline.evaluation import ACTUAL, PREDICTED, read_exhibits
 from pipeline.values import CODEC, GALLERY, OnnxModel, TrainedModel
 
 
@@ -26,6 +27,18 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """Pictures in rows and columns, as one picture."""
+
+    title: str
+    address: str
+    width: int
+    rows: int
+    columns: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One test row of the gallery, as pictures or text where its inputs are that."""
 
@@ -36,6 +49,24 @@ class Sample:
     predicted: str = ""
     confidence: float | None = None
     wrong: bool = False
+
+
+def exhibits(trained: TrainedModel) -> list[Exhibit]:
+    """What the recipe shows of the trained model, and how the first row of it came about."""
+    found = read_exhibits(trained.folder)
+    if found is None:
+        return []
+    titled, epochs, numbers = found
+    shown = [_exhibit(title, pictures) for title, pictures in titled.items()]
+    if len(numbers) > 1:
+        note = f"after epochs {', '.join(map(str, numbers))}, from top to bottom"
+        shown.insert(1, _exhibit(f"the first row of {next(iter(titled))}", epochs, note))
+    return shown
+
+
+def _exhibit(title: str, pictures: np.ndarray, note: str = "") -> Exhibit:
+    address, width = plots.sheet(pictures)
+    return Exhibit(title, address, width, len(pictures), pictures.shape[1], note)
 
 
 def samples(

@@ -10,25 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from models.augment import augment, augment_maps, draw_noise
 from models.datasets import Dataset
 from models.errors import FloorMissed, TrainingFailed
 from models.optimization import learning_rate, make_optimizer
 from models.recipe import Recipe, Training, map_of
-from models.recurrence import State
-from models.signature import Arrays
 from pipeline.artifacts import digest_files, save, write_json
-from pipeline.checkpoint import Epochs, Tensors, resume, write_checkpoint
-from pipeline.evaluation import choose_rows, intervals, write_evaluation
+from pipeline.batches import (
+    Rows,
+    carried_states,
+    count_rows,
+    device_of,
+    first,
+    measure,
+    predict,
+    select,
+    streams,
+    to_arrays,
+    to_tensors,
+)
+from pipeline.checkpoint import Epochs, Standing, Tensors, resume, write_checkpoint
+from pipeline.evaluation import choose_rows, intervals, write_evaluation, write_exhibits
 from pipeline.progress import Progress, silent
 from pipeline.values import (
     CODEC,
     EVALUATION,
+    EXHIBITS,
     GALLERY,
     HISTORY,
     TRAINED_VALUE,
@@ -37,8 +48,6 @@ from pipeline.values import (
 )
 from pipeline.versions import libraries
 
-_EVALUATION_ROWS = 512
-_EVALUATION_VALUES = 1 << 20  # of one input
 _SECONDS_UNTOLD = 10.0
 
 
@@ -73,16 +82,22 @@ def train(
             if parameter.ndim == 4:  # convolutions are a fifth faster so, and saved as usual
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         train_rows, validation_rows = (
-            (_tensors(split.inputs, device), _tensors(split.targets, device))
+            (to_tensors(split.inputs, device), to_tensors(split.targets, device))
             for split in (dataset.train, dataset.validation)
         )
-        recipe.prepare(module, *train_rows)
-        best, history = _fit(
-            recipe, settings, module, train_rows, validation_rows, checkpoint, progress
+        test_rows = (
+            to_tensors(dataset.test.inputs, device),
+            to_tensors(dataset.test.targets, device),
         )
+        recipe.prepare(module, *train_rows)
+        standing = _fit(
+            recipe, settings, module, train_rows, validation_rows, test_rows, checkpoint, progress
+        )
+        best, history = standing.best, standing.history
         module.load_state_dict(best)
-    test_rows = (_tensors(part, device) for part in (dataset.test.inputs, dataset.test.targets))
-    _, measured = measure(recipe, settings, module, *test_rows)
+        _, validated = measure(recipe, settings, module, *validation_rows)
+        _, measured = measure(recipe, settings, module, *test_rows)
+        exhibits = _exhibit(recipe, module, test_rows)
     metrics = recipe.evaluate(measured, dataset.test.targets)
     best_epoch = _best_epoch(recipe, history)
     floor = recipe.floor[data]
@@ -97,13 +112,15 @@ def train(
         )
     save_file({name: tensor.contiguous() for name, tensor in best.items()}, out / WEIGHTS)
     write_json(out / HISTORY, history)
-    codec = recipe.make_codec(dataset)
+    codec = recipe.calibrate(recipe.make_codec(dataset), validated, dataset.validation.targets)
     write_json(out / CODEC, codec.model_dump(mode="json"))
-    shown = choose_rows(dataset, codec, measured)
-    pictured = _tensors({n: a[shown] for n, a in dataset.test.inputs.items()}, device)
+    rows = choose_rows(dataset, codec, measured)
+    pictured = to_tensors({n: a[rows] for n, a in dataset.test.inputs.items()}, device)
     write_evaluation(
-        dataset, codec, measured, metrics, shown, _arrays(predict(module, pictured)), out
+        dataset, codec, measured, metrics, rows, to_arrays(predict(module, pictured)), out
     )
+    if exhibits:
+        write_exhibits(to_arrays(exhibits), to_arrays(standing.shown), out)
     value = TrainedModel(
         folder=out,
         recipe=recipe.name,
@@ -126,7 +143,9 @@ def train(
         best_epoch=best_epoch,
         first_layer=next((n for n, p in module.named_parameters() if p.ndim >= 2), None),
         libraries=libraries("torch", "numpy"),
-        files=digest_files(out, [WEIGHTS, HISTORY, CODEC, EVALUATION, GALLERY]),
+        files=digest_files(
+            out, [WEIGHTS, HISTORY, CODEC, EVALUATION, GALLERY, *([EXHIBITS] if exhibits else [])]
+        ),
     )
     save(value, out, TRAINED_VALUE)
     return value
@@ -140,72 +159,58 @@ def load_module(recipe: Recipe, trained: TrainedModel) -> nn.Module:
     return module.eval()
 
 
-@torch.inference_mode()
-def predict(module: nn.Module, inputs: Tensors) -> Tensors:
-    """The module's named outputs over all rows, each for itself, in evaluation mode."""
-    module.eval()
-    rows = torch.arange(_count(inputs)).to(_device(inputs)).split(_evaluation_rows(inputs))
-    parts = [module(**_rows(inputs, some)) for some in rows]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-@torch.inference_mode()
-def measure(
-    recipe: Recipe, settings: Training, module: nn.Module, inputs: Tensors, targets: Tensors
-) -> tuple[float, Arrays]:
-    """The mean loss over all rows, and what `recipe.per_row` keeps of each, in evaluation mode."""
-    module.eval()
-    count = _count(inputs)
-    if settings.carry:
-        batches = _streams(count, settings.batch_size)
-    else:
-        batches = list(torch.arange(count).split(_evaluation_rows(inputs)))
-    loss = 0.0
-    kept: list[Arrays] = []
-    carried, states = _carried_states(recipe, settings), Tensors()
-    for rows in batches:
-        some = rows.to(_device(inputs))
-        wanted = _rows(targets, some)
-        outputs = module(**_rows(inputs, some), **_first(states, len(rows)))
-        states = {state.input: outputs[state.output] for state in carried}
-        loss += float(recipe.compute_loss(outputs, wanted)) * len(rows) / count
-        kept.append(recipe.per_row(_arrays(outputs), _arrays(wanted)))
-    back = torch.cat(batches).argsort().numpy()
-    return loss, {name: np.concatenate([part[name] for part in kept])[back] for name in kept[0]}
-
-
 def _fit(
     recipe: Recipe,
     settings: Training,
     module: nn.Module,
-    train_rows: tuple[Tensors, Tensors],
-    validation_rows: tuple[Tensors, Tensors],
+    train_rows: Rows,
+    validation_rows: Rows,
+    test_rows: Rows,
     checkpoint: Path | None,
     progress: Progress,
-) -> tuple[Tensors, Epochs]:
+) -> Standing:
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(settings, parameters)
-    best, history = resume(checkpoint, module, optimizer)
+    standing = resume(checkpoint, module, optimizer)
+    history = standing.history
     for epoch in range(len(history) + 1, settings.epochs + 1):
         if _stopped_early(recipe, settings, history):
             break
+        # What is gathered, the order of rows, augmentation, dropout.
+        torch.manual_seed(settings.seed * 1_000_003 + epoch)
+        rows = train_rows
+        if recipe.collect:
+            standing.memory, *gathered = recipe.gather(module, standing.memory, epoch)
+            device = device_of(train_rows[0])
+            inputs, targets = ({n: t.to(device) for n, t in part.items()} for part in gathered)
+            rows = (inputs, targets)
         facts = {"epoch": epoch} | _train_epoch(
-            recipe, settings, module, optimizer, *train_rows, epoch,
+            recipe, settings, module, optimizer, rows, epoch,
             [entry["validation"]["loss"] for entry in history], progress,
         )  # fmt: skip
         loss, measured = measure(recipe, settings, module, *validation_rows)
         facts["validation"] = {"loss": loss} | recipe.evaluate(
-            measured, _arrays(validation_rows[1])
+            measured, to_arrays(validation_rows[1])
         )
         history.append(facts)
         if _best_epoch(recipe, history) == epoch:
-            best = {n: t.detach().cpu().clone() for n, t in module.state_dict().items()}
+            standing.best = {n: t.detach().cpu().clone() for n, t in module.state_dict().items()}
+        for exhibit in list(_exhibit(recipe, module, test_rows).values())[:1]:
+            standing.shown[str(epoch)] = exhibit[0]
         if checkpoint:
-            write_checkpoint(checkpoint, module, optimizer, best, history)
+            write_checkpoint(checkpoint, module, optimizer, standing)
         metric = facts["validation"][recipe.metric]
         text = f"loss {facts['loss']:.4f}, validation {recipe.metric} {metric:.4f}"
         progress(epoch, settings.epochs, text)
-    return best, history
+    return standing
+
+
+@torch.inference_mode()
+def _exhibit(recipe: Recipe, module: nn.Module, rows: Rows) -> Tensors:
+    """The recipe's exhibits as whole numbers from 0 to 255, which is all that a picture keeps."""
+    module.eval()
+    exhibits = recipe.exhibits(module, *rows)
+    return {n: (t.clamp(0, 1) * 255).round().byte().cpu() for n, t in exhibits.items()}
 
 
 def _train_epoch(
@@ -213,8 +218,7 @@ def _train_epoch(
     settings: Training,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    inputs: Tensors,
-    targets: Tensors,
+    rows: Rows,
     epoch: int,
     validation_losses: list[float],
     progress: Progress,
@@ -225,35 +229,34 @@ def _train_epoch(
     clipping.
     """
     module.train()
-    # The order below, augmentation, dropout.
-    torch.manual_seed(settings.seed * 1_000_003 + epoch)
-    device = _device(inputs)
-    count = _count(inputs)
+    inputs, targets = rows
+    device = device_of(inputs)
+    count = count_rows(inputs)
     batches = []
     for _ in range(settings.repeat):
         if settings.carry:
-            batches += _streams(count, settings.batch_size)
+            batches += streams(count, settings.batch_size)
         else:
             batches += torch.randperm(count).split(settings.batch_size)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = torch.zeros((), device=device)
     norms = torch.zeros(len(parameters), device=device)
-    carried, states = _carried_states(recipe, settings), Tensors()
+    carried, states = carried_states(recipe, settings), Tensors()
     rate = settings.learning_rate
     told = time.monotonic()
-    for step, rows in enumerate(batches):
+    for step, numbers in enumerate(batches):
         done = (epoch - 1 + step / len(batches)) / settings.epochs
         rate = learning_rate(settings, done, validation_losses)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = rows.to(device)
-        batch, wanted = _augmented(_rows(inputs, chosen), _rows(targets, chosen), settings)
+        chosen = numbers.to(device)
+        batch, wanted = _augmented(select(inputs, chosen), select(targets, chosen), settings)
         optimizer.zero_grad()
         if recipe.gradients:
             loss = recipe.gradients(module, batch, wanted)
         else:
-            outputs = module(**batch, **_first(states, len(rows)))
+            outputs = recipe.answer(module, batch | first(states, len(numbers)), wanted)
             states = {state.input: outputs[state.output].detach() for state in carried}
             loss = recipe.compute_loss(outputs, wanted)
             loss.backward()
@@ -262,7 +265,7 @@ def _train_epoch(
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
-        total += loss.detach() * len(rows)
+        total += loss.detach() * len(numbers)
         if time.monotonic() - told > _SECONDS_UNTOLD:
             told = time.monotonic()
             progress(epoch - 1, settings.epochs, f"batch {step + 1} of {len(batches)}")
@@ -295,29 +298,6 @@ def _stopped_early(recipe: Recipe, settings: Training, history: Epochs) -> bool:
     return len(history) - _best_epoch(recipe, history) >= settings.patience
 
 
-def _rows(tensors: Tensors, rows: Tensor) -> Tensors:
-    # index_select is faster than indexing by a tensor.
-    return {name: tensor.index_select(0, rows) for name, tensor in tensors.items()}
-
-
-def _streams(count: int, most: int) -> list[Tensor]:
-    """Row numbers in batches of at most `most`: the first has the first row of each stream.
-
-    A stream is rows that follow one another; those that end sooner are the last of a batch.
-    """
-    length = -(-count // most)
-    return [torch.arange(step, count, length) for step in range(length)]
-
-
-def _first(states: Tensors, rows: int) -> Tensors:
-    return {name: tensor[:rows] for name, tensor in states.items()}
-
-
-def _carried_states(recipe: Recipe, settings: Training) -> tuple[State, ...]:
-    recurrence = recipe.make_signature().recurrence if settings.carry else None
-    return recurrence.states if recurrence else ()
-
-
 def _augmented(inputs: Tensors, targets: Tensors, settings: Training) -> tuple[Tensors, Tensors]:
     """A training batch with its pictures moved, maps of them alike, and its floats made noisy."""
     changed, wanted = {}, dict(targets)
@@ -331,28 +311,6 @@ def _augmented(inputs: Tensors, targets: Tensors, settings: Training) -> tuple[T
                 moved, wanted[maps] = augment_maps(tensor, targets[maps], settings)
         changed[name] = draw_noise(moved, settings) if tensor.is_floating_point() else moved
     return changed, wanted
-
-
-def _count(tensors: Tensors) -> int:
-    return len(next(iter(tensors.values())))
-
-
-def _device(tensors: Tensors) -> torch.device:
-    return next(iter(tensors.values())).device
-
-
-def _evaluation_rows(inputs: Tensors) -> int:
-    """How many rows are asked at once: fewer where one is large."""
-    largest = max(tensor[0].numel() for tensor in inputs.values())
-    return max(1, min(_EVALUATION_ROWS, _EVALUATION_VALUES // largest))
-
-
-def _tensors(arrays: Arrays, device: str) -> Tensors:
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
-def _arrays(tensors: Tensors) -> Arrays:
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 @contextmanager

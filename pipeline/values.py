@@ -19,12 +19,14 @@ WEIGHTS = "weights.safetensors"
 HISTORY = "history.json"
 EVALUATION = "evaluation.json"
 GALLERY = "gallery.safetensors"
+EXHIBITS = "exhibits.safetensors"
 CODEC = "codec.json"
 MODEL = "model.onnx"
 TRAINED_VALUE = "trained.json"
 MODEL_VALUE = "onnx.json"
 ENGINE_VALUE = "engine.json"
 CERTIFICATE_VALUE = "certificate.json"
+PARTS = "parts"  # a folder with a folder for each part
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +41,8 @@ class TrainedModel(BaseModel):
     gradient_norms by parameter, validation (loss and metrics). evaluation.json has the
     test split's metrics and rows and, of a classifier, classes, actual and predicted labels, their
     confidences where it gives any, and the rows whose inputs gallery.safetensors holds, as texts
-    where they are text.
+    where they are text. Of a recipe with exhibits, exhibits.safetensors has these as uint8 [rows,
+    columns, channels, height, width] by title, and the first row after some epochs.
     """
 
     model_config = _FROZEN
@@ -68,7 +71,11 @@ class TrainedModel(BaseModel):
 
 
 class OnnxModel(BaseModel):
-    """`export`'s result: model.onnx and the recorded cases in `folder`."""
+    """`export`'s result: model.onnx, the recorded cases and codec.json in `folder`.
+
+    `parts` are the digests of its parts by name, each an `OnnxModel` of the same parent; see
+    `pipeline.parts`.
+    """
 
     model_config = _FROZEN
 
@@ -80,6 +87,7 @@ class OnnxModel(BaseModel):
     exporter: str
     libraries: dict[str, str]
     files: dict[str, str]
+    parts: dict[str, str] = {}
 
     @property
     def digest(self) -> str:
@@ -98,6 +106,7 @@ class Engine(BaseModel):
     options: dict[str, Any]
     built_on: dict[str, str]
     files: dict[str, str]
+    parts: dict[str, str] = {}
 
     @property
     def digest(self) -> str:
@@ -138,6 +147,7 @@ class Certificate(BaseModel):
     schema_version: int = 1
     recipe: str
     target: str
+    part: str = ""  # of the model: none is the whole
     passed: bool
     engine: str  # digest of the Engine
     model: str  # digest of the OnnxModel
@@ -150,6 +160,11 @@ class Certificate(BaseModel):
     failures: tuple[str, ...]
     not_run: tuple[str, ...]
     libraries: dict[str, str]
+    parts: dict[str, str] = {}
+
+    @property
+    def label(self) -> str:
+        return f"{self.target}, {self.part}" if self.part else self.target
 
     def __bool__(self) -> bool:
         """Passed, and nothing that it records says otherwise; nothing compared is a failure."""

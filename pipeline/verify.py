@@ -6,31 +6,35 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.codec import Codec
 from models.errors import CertificateFailed
 from models.signature import BATCH, Signature
-from pipeline.artifacts import check_files, save
 from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
 from pipeline.carrying import replay_sequences
 from pipeline.cases import CARRIED, CASES_FILE, EDGE, HELD_OUT, Case, read_cases
 from pipeline.compare import CEILING, MULTIPLE, SMALLEST, Run, derive_limits, replay
-from pipeline.invariance import invariances
+from pipeline.decisions import check_decisions
+from pipeline.invariance import composition, invariances
+from pipeline.parts import check, new_part, part, save_value
 from pipeline.progress import Progress, silent
-from pipeline.values import CERTIFICATE_VALUE, Certificate, Engine, Finding, OnnxModel
+from pipeline.values import CERTIFICATE_VALUE, CODEC, Certificate, Engine, Finding, OnnxModel
 from pipeline.versions import libraries
 
 # What DESIGN's certificate names and this version does not do; said in every certificate.
+_DRIFT = "task drift with a confidence interval"
 _NOT_RUN = (
-    "task drift with a confidence interval",
     "error budget per edge up to the HTTP response, and bisection to the first diverging node",
     "inputs that hold NaN or infinity: the service refuses them",
 )
 
 
 def verify(
-    engine: Engine, model: OnnxModel, out: Path, *, progress: Progress = silent
+    engine: Engine, model: OnnxModel, out: Path, *, name: str = "", progress: Progress = silent
 ) -> Certificate:
-    """Write the certificate of an engine into `out`; it is true when everything passed.
+    """Write the certificate of an engine, and of its parts, into `out`; true when all passed.
+
+    `name` says which part of a model this engine is of.
 
     Every recorded case is asked again and compared with the fp64 module, laws that need no
     reference are checked, and the engine's own declared axes and what ran on which device in which
@@ -39,8 +43,13 @@ def verify(
     Raises `BundleError` when a file is not the recorded one, `CertificateFailed` when there is no
     case to derive a limit from.
     """
-    check_files(model.folder, model.files)
-    check_files(engine.folder, engine.files)
+    check(model)
+    check(engine)
+    codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
+    parts = {  # those that the engine lacks are a failure of its lineage
+        n: verify(part(engine, n), part(model, n), new_part(out, n), name=n)
+        for n in sorted(model.parts.keys() & engine.parts.keys())
+    }
     wanted = find_target(engine.target)
     tools = backend(wanted)
     cases = read_cases(model.folder)
@@ -60,7 +69,12 @@ def verify(
     findings = replay(run, cases, limits)
     findings += replay_sequences(run, model.signature, cases, limits)
     progress(2, 3, "checking invariances")
-    findings += invariances(run, reopen, model.signature, cases, limits)
+    findings += invariances(run, reopen, model.signature, cases, limits, codec.block)
+    if codec.actions:
+        findings += check_decisions(run, cases, codec.actions, limits)
+    if parts:
+        opened = {n: _open_part(engine, model, n) for n in parts}
+        findings += composition(run, opened, cases, limits)
     progress(3, 3, "reading what really ran")
     try:
         facts = tools.effective(engine.folder, engine.files, engine.options, cases[0].inputs)
@@ -76,12 +90,14 @@ def verify(
         *_other_than_declared(model.signature, facts),
         *_said(findings),
         *_uncovered(model, cases, findings),
+        *(f"part {n!r}: {f}" for n, value in parts.items() for f in value.failures),
         *_other_than_requested(wanted, facts),
     ]
     value = Certificate(
         folder=out,
         recipe=model.recipe,
         target=engine.target,
+        part=name,
         passed=not failures,
         engine=engine.digest,
         model=model.digest,
@@ -99,11 +115,18 @@ def verify(
         },
         effective=facts,
         failures=tuple(failures),
-        not_run=_NOT_RUN,
+        not_run=_NOT_RUN if codec.actions else (_DRIFT, *_NOT_RUN),
         libraries=libraries("numpy") | engine.built_on,
+        parts={n: value.digest for n, value in parts.items()},
     )
-    save(value, out, CERTIFICATE_VALUE)
+    save_value(value)
     return value
+
+
+def _open_part(engine: Engine, model: OnnxModel, name: str) -> tuple[Run, Signature]:
+    own = part(engine, name)
+    tools = backend(find_target(own.target))
+    return tools.open(own.folder, own.files, own.options).run, part(model, name).signature
 
 
 def require(certificate: Certificate) -> None:
@@ -120,6 +143,8 @@ def require(certificate: Certificate) -> None:
 def _broken_lineage(engine: Engine, model: OnnxModel) -> Iterator[str]:
     if engine.parent != model.digest:
         yield "lineage: the engine was built from another graph than this one"
+    if engine.parts.keys() != model.parts.keys():
+        yield "lineage: the engine has other parts than its graph"
     if engine.signature != model.signature:
         yield "lineage: the engine has another signature than its graph"
 

@@ -31,15 +31,16 @@ def ask(
 ) -> dict[str, list[Finding]]:
     """Findings for "REST" and "gRPC": each recorded case against the certificate's limits.
 
-    `http` is like http://127.0.0.1:3000, `grpc_address` like 127.0.0.1:3001. A call that fails is
-    a failed finding.
+    The parts of a model are asked as well. `http` is like http://127.0.0.1:3000, `grpc_address`
+    like 127.0.0.1:3001. A call that fails is a failed finding.
     """
-    name = bundle.manifest.name
-    with _grpc_session(grpc_address, name) as over_grpc:
-        return {
-            "REST": bundle.replay(_RestSession(http, name), target, sequences=False),
-            "gRPC": bundle.replay(over_grpc, target, sequences=False),
-        }
+    found: dict[str, list[Finding]] = {"REST": [], "gRPC": []}
+    for one in (bundle, *bundle.parts.values()):
+        name = one.manifest.name
+        with _grpc_session(grpc_address, name) as over_grpc:
+            found["REST"] += one.replay(_RestSession(http, name), target, sequences=False)
+            found["gRPC"] += one.replay(over_grpc, target, sequences=False)
+    return found
 
 
 def example(bundle: Bundle) -> tuple[str, dict[str, Any]]:
@@ -52,6 +53,14 @@ def example(bundle: Bundle) -> tuple[str, dict[str, Any]]:
         prompt = reader.decode(greedy.inputs[reader.name][0].tolist())
         how = {"temperature": 0, "max_tokens": 40, "stream": False}
         return "/generate", {"model": name, "prompt": prompt, **how}
+    if codec.anomaly and codec.image:
+        return "/anomaly", {"model": name, "image": first[codec.image.name]}
+    if codec.pictures and codec.pictures.latent in codec.noise:
+        return "/sample", {"model": name, "n": 4, "seed": 0}
+    if codec.pictures and codec.image:
+        return "/reconstruct", {"model": name, "image": first[codec.image.name]}
+    if codec.actions:
+        return "/act", {"model": name, "observation": first[codec.actions.observation]}
     if codec.tiled:
         return "/segment", {"model": name, "image": first[codec.tiled.name][0]}
     if codec.text and bundle.manifest.kind == "sequence":

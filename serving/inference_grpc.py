@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from models.errors import BadInput, ServingFailed
 from models.signature import Arrays, Signature, TensorSpec
+from serving.drawing import complete
 from serving.failures import failure
 from serving.inference_proto import HEALTH_MESSAGES, HEALTH_SERVICE, MESSAGES, SERVICE
 from serving.inference_rest import SERVER, FindModels, platform
@@ -114,7 +115,8 @@ def _inference_calls(models: FindModels) -> dict[str, Answer]:
     async def model_infer(request: Any) -> Any:
         model = models().get(request.model_name, request.model_version)
         model.check_ready()
-        inputs = read_inputs(model.signature, request)
+        given, parameters = read_inputs(model.signature, request), _parameters(request)
+        inputs, drawn = complete(model.signature, model.codec, given, parameters)
         wanted = [output.name for output in request.outputs]
         check_outputs(model.signature, wanted)
         answers = await model.predict(inputs)
@@ -123,6 +125,7 @@ def _inference_calls(models: FindModels) -> dict[str, Answer]:
             model_name=model.name,
             model_version=model.version,
             id=request.id,
+            parameters={name: {"uint64_param": value} for name, value in drawn.items()},
             outputs=[
                 {
                     "name": name,
@@ -176,6 +179,12 @@ def read_inputs(signature: Signature, request: Any) -> Arrays:
             from_bytes(spec, raw[number], shape) if raw else _typed(spec, tensor.contents, shape)
         )
     return inputs
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    """The request's parameters as values; one that is empty is None."""
+    chosen = {n: p.WhichOneof("parameter_choice") for n, p in request.parameters.items()}
+    return {n: kind and getattr(request.parameters[n], kind) for n, kind in chosen.items()}
 
 
 def _typed(spec: TensorSpec, contents: Any, shape: tuple[int, ...]) -> np.ndarray:

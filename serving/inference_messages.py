@@ -7,7 +7,8 @@ JSON ends, `binary_data_size` how many bytes each tensor takes, in the order of 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Question:
     inputs: Arrays
     outputs: dict[str, bool]
     id: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -76,13 +78,14 @@ def read_question(signature: Signature, body: bytes, header_length: str | None) 
         raise BadInput(
             "binary data is left over after the last input", got=len(rest), expected=f"{used} bytes"
         )
-    default = _flag(_parameters(request, "the request"), "binary_data_output", False)
+    parameters = _parameters(request, "the request")
+    default = _flag(parameters, "binary_data_output", False)
     outputs = _read_outputs(signature, _items(request, "outputs"), default)
-    return Question(inputs, outputs, id)
+    return Question(inputs, outputs, id, parameters)
 
 
 def write_answer(
-    name: str, version: str, question: Question, answers: Arrays
+    name: str, version: str, question: Question, answers: Arrays, parameters: Mapping[str, Any]
 ) -> tuple[bytes, int | None]:
     """The response's body, and the length of its JSON when binary tensors follow it."""
     tensors: list[dict[str, Any]] = []
@@ -103,6 +106,8 @@ def write_answer(
     answer: dict[str, Any] = {"model_name": name, "model_version": version}
     if question.id is not None:
         answer["id"] = question.id
+    if parameters:
+        answer["parameters"] = parameters
     header = orjson.dumps(answer | {"outputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
     return b"".join([header, *blobs]), len(header) if blobs else None
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from models.errors import UnknownModel
+from serving.drawing import complete
 from serving.failures import failure
 from serving.inference_messages import HEADER_LENGTH, read_question, write_answer
 from serving.predictor import Model, Models
@@ -82,8 +83,9 @@ def inference_routes(models: FindModels) -> list[Route]:
         model.check_ready()
         header_length = request.headers.get(HEADER_LENGTH)
         question = read_question(model.signature, await request.body(), header_length)
-        answers = await model.predict(question.inputs)
-        body, length = write_answer(model.name, model.version, question, answers)
+        inputs, drawn = complete(model.signature, model.codec, question.inputs, question.parameters)
+        answers = await model.predict(inputs)
+        body, length = write_answer(model.name, model.version, question, answers, drawn)
         if length is None:
             return Response(body, media_type="application/json")
         headers = {HEADER_LENGTH: str(length)}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.codec import Codec, TextInput
 from models.errors import (
@@ -20,8 +22,11 @@ from models.errors import (
 from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.backends import Session
 from pipeline.bundle import Bundle, Kind, open_bundle
+from serving.acting import acting_problem
 from serving.batcher import Batcher
+from serving.drawing import in_blocks
 from serving.generation import ContinuousBatcher
+from serving.picture_problems import picture_problem
 from serving.stepwise import generation_problem
 from serving.tiles import tiling_problem
 from serving.writing import Prompt, Writing
@@ -65,6 +70,17 @@ def open_bundles(folders: Iterable[Path], kind: Kind | None = None) -> list[Bund
     return list(bundles.values())
 
 
+@dataclass(frozen=True)
+class _InBlocks:
+    """An engine that is asked in batches of one size."""
+
+    session: Session
+    block: int
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        return in_blocks(self.session.run, self.block)(inputs)
+
+
 def open_session(bundle: Bundle, target: str) -> Session:
     """The bundle's engine for `target`, once it has answered the recorded cases as recorded.
 
@@ -74,6 +90,8 @@ def open_session(bundle: Bundle, target: str) -> Session:
     name = bundle.manifest.name
     try:
         session = bundle.open_engine(target)
+        if bundle.codec.block:
+            session = _InBlocks(session, bundle.codec.block)
         findings = bundle.replay(session, target)
     except FucinaError as error:
         raise NotReady(f"model {name!r} cannot be opened: {error}") from error
@@ -95,7 +113,10 @@ def open_session(bundle: Bundle, target: str) -> Session:
 class Model:
     """A served model: what it is from the start, and whether it is ready."""
 
-    def __init__(self, bundle: Bundle, target: str, queue: int) -> None:
+    def __init__(
+        self, bundle: Bundle, target: str, queue: int, parts: Mapping[str, Model] | None = None
+    ) -> None:
+        self.parts: Mapping[str, Model] = parts or {}
         self.name: str = bundle.manifest.name
         self.version: str = bundle.manifest.version
         self.signature: Signature = bundle.manifest.signature
@@ -158,7 +179,11 @@ class Models:
     """Every model of this process, by name."""
 
     def __init__(self, bundles: Iterable[Bundle], target: str, queue: int) -> None:
-        self._models = {b.manifest.name: Model(b, target, queue) for b in bundles}
+        self._models = {}
+        for bundle in bundles:
+            parts = {n: Model(part, target, queue) for n, part in bundle.parts.items()}
+            whole = Model(bundle, target, queue, parts)
+            self._models |= {model.name: model for model in (whole, *parts.values())}
 
     @property
     def ready(self) -> bool:
@@ -168,13 +193,15 @@ class Models:
         return iter(self._models.values())
 
     def get(self, name: str | None, version: str = "") -> Model:
-        """The model of that name and version, or the only one when `name` is None.
+        """The model of that name and version; without a name the only one, its parts aside.
 
         Raises `UnknownModel`, or `BadInput` when several are served and none is named.
         """
         known = ", ".join(repr(known) for known in self._models)
-        if name is None and len(self._models) == 1:
-            return next(iter(self._models.values()))
+        own = {part.name for model in self for part in model.parts.values()}
+        whole = [model for model in self if model.name not in own]
+        if name is None and len(whole) == 1:
+            return whole[0]
         if name is None:
             raise BadInput("'model' is missing and several are served", expected=known)
         if name not in self._models:
@@ -232,6 +259,10 @@ def _check_codec(bundle: Bundle) -> None:
     if problem := tiling_problem(codec, signature):
         refuse(*problem)
     if codec.generation and (problem := generation_problem(codec.generation, signature)):
+        refuse(*problem)
+    if problem := picture_problem(codec, signature, bundle.manifest.parts):
+        refuse(*problem)
+    if codec.actions and (problem := acting_problem(codec.actions, signature)):
         refuse(*problem)
     for name in (codec.sign, codec.values):
         if name is None:

@@ -23,6 +23,7 @@ from models.zoo import ZOO
 from pipeline.cases import GREEDY
 from pipeline.train import load_module
 from serving.ask import example
+from serving.drawing import draw
 from serving.launch import Server, serve
 from serving.tensors import DATATYPES
 from tests.conftest import Release
@@ -144,6 +145,65 @@ def test_a_text_is_classified_or_written_as_by_pytorch(
     assert answer.json()["text"] == codec.generation.tokens.decode(ids[:40])
 
 
+@pytest.mark.parametrize("name", of_kind("generative"))
+def test_pictures_are_drawn_or_redrawn_as_by_pytorch(
+    servers: dict[str, Server], releases: dict[str, Release], name: str
+) -> None:
+    release, codec = releases[name], releases[name].bundle.codec
+    pictures = codec.pictures
+    assert pictures is not None
+
+    def ask(route: str, **question: Any) -> dict[str, Any]:
+        question = {"model": name, **question}
+        answer = httpx.post(f"{servers['generative'].http}{route}", json=question, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    drawing = release.bundle.parts.get(pictures.decoder, release.bundle)
+    specs = {spec.name: spec for spec in drawing.manifest.signature.inputs}
+    if pictures.latent in codec.noise:
+        many = ask("/sample", n=11, seed=7)
+        given = {pictures.latent: draw(7, 11, specs[pictures.latent])}
+        if pictures.label:
+            given[pictures.label] = np.array([codec.classes.index(c) for c in many["classes"]])
+        exact = reference(release, given, pictures.decoder)[pictures.drawn]
+        np.testing.assert_allclose(np.array(many["images"]), exact, atol=1e-5)
+        np.testing.assert_array_equal(
+            np.array(ask("/sample", n=1, seed=7)["images"][0]), np.array(many["images"][0])
+        )
+    if codec.image and pictures.reconstruction:
+        arrays = held_out(release, 3)
+        arrays |= {n: np.zeros_like(a) for n, a in arrays.items() if n in codec.noise}
+        said = ask("/reconstruct", image=arrays[codec.image.name].tolist())
+        exact = reference(release, arrays)[pictures.reconstruction]
+        np.testing.assert_allclose(np.array(said["images"]), exact, atol=1e-5)
+    if codec.anomaly and codec.image:
+        arrays = held_out(release, 64)
+        said = ask("/anomaly", image=arrays[codec.image.name].tolist())
+        exact = reference(release, arrays)[codec.anomaly.error]
+        errors = [one["error"] for one in said["pictures"]]
+        np.testing.assert_allclose(errors, exact, rtol=1e-3)
+        assert {one["anomalous"] for one in said["pictures"]} == {True, False}
+
+
+@pytest.mark.parametrize("name", of_kind("control"))
+def test_an_agent_acts_as_by_pytorch(
+    servers: dict[str, Server], releases: dict[str, Release], name: str
+) -> None:
+    release = releases[name]
+    actions = release.bundle.codec.actions
+    assert actions is not None
+    arrays = held_out(release, 9)
+    question = {"model": name, "observation": arrays[actions.observation].tolist()}
+    answer = httpx.post(f"{servers['control'].http}/act", json=question, timeout=60)
+    assert answer.status_code == 200, answer.text
+    said = answer.json()["actions"]
+    values = np.array([[one["q_values"][a] for a in actions.names] for one in said])
+    exact = reference(release, arrays)[actions.values]
+    np.testing.assert_allclose(values, exact, rtol=1e-4, atol=1e-5)
+    assert [one["action"] for one in said] == values.argmax(1).tolist()
+
+
 def held_out(release: Release, rows: int | str) -> Arrays:
     """Real test rows, as many as the signature takes for `most`; other axes at their usual size."""
     signature = release.model.signature
@@ -162,9 +222,11 @@ def held_out(release: Release, rows: int | str) -> Arrays:
 
 
 @torch.inference_mode()
-def reference(release: Release, arrays: Arrays) -> Arrays:
-    """What the fp64 module answers."""
+def reference(release: Release, arrays: Arrays, part: str = "") -> Arrays:
+    """What the fp64 module, or a part of it, answers."""
     module = load_module(release.job.recipe, release.trained).double()
+    if part:
+        module = release.job.recipe.parts[part].take(module)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     wide = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
     return {name: tensor.numpy() for name, tensor in module(**wide).items()}

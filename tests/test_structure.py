@@ -29,7 +29,8 @@ MAY_IMPORT = {
 }  # fmt: skip
 # Torch ends where the graph begins.
 MAY_IMPORT_TORCH = (
-    "models/", "pipeline/train.py", "pipeline/checkpoint.py", "pipeline/export.py", "flows/",
+    "models/", "pipeline/batches.py", "pipeline/checkpoint.py", "pipeline/train.py",
+    "pipeline/recording.py", "pipeline/export.py", "flows/",
 )  # fmt: skip
 OURS = tuple(MAY_IMPORT)
 SERVING_NEVER = ("torch", "onnx", "onnxscript", "prefect", "sklearn", "matplotlib")

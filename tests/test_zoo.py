@@ -17,6 +17,7 @@ from models.signature import Signature
 from models.zoo import ZOO
 from pipeline.bundle import SERVICES
 from pipeline.compare import worst_ratio
+from pipeline.values import EXHIBITS
 from tests.conftest import Release
 
 
@@ -109,18 +110,26 @@ def test_a_recipe_goes_the_whole_way(name: str, releases: dict[str, Release]) ->
     assert release.certificate
     assert release.bundle.manifest.name == name
     codec = release.bundle.codec
-    assert codec == release.job.recipe.make_codec(release.job.dataset)
-    assert codec.scores or codec.sign or codec.values or codec.pixels or codec.generation
+    declared = release.job.recipe.make_codec(release.job.dataset)
+    assert codec.model_copy(update={"anomaly": declared.anomaly}) == declared
+    said = codec.scores or codec.sign or codec.values or codec.pixels or codec.generation
+    assert said or codec.pictures or codec.actions
+    assert (codec.block is not None) == (codec.pictures is not None)
+    assert release.bundle.parts.keys() == release.job.recipe.parts.keys()
     assert release.trained.intervals.keys() >= {release.job.recipe.metric}
     report = (release.bundle.folder / "report.html").read_text()
     assert ("What it writes" in report) == (codec.generation is not None)
     assert ("the class of each pixel" in report) == (codec.pixels is not None)
-    findings = release.bundle.replay(release.bundle.open_engine())
-    worst = worst_ratio(findings)
-    assert worst is not None
-    assert 0 < worst <= 1
+    for bundle in (release.bundle, *release.bundle.parts.values()):
+        worst = worst_ratio(bundle.replay(bundle.open_engine()))
+        assert worst is not None
+        assert 0 < worst <= 1
+    checks = {finding.check for finding in release.certificate.findings}
+    assert ("position" in checks) == (codec.block is not None)
+    assert ("agreement" in checks) == ("regret" in checks) == (codec.actions is not None)
+    assert ("parts" in checks) == bool(release.bundle.parts)
+    assert (release.trained.folder / EXHIBITS).is_file() or not codec.pictures
     if release.model.signature.recurrence:
-        checks = {finding.check for finding in release.certificate.findings}
         assert checks >= {"carried", "cut"}
         assert ("greedy" in checks) == (codec.generation is not None)
     corners = release.model.signature.corners()

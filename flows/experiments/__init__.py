@@ -28,6 +28,10 @@ EXPERIMENTS = (
     "adversarial",
     "kernels",
     "memory",
+    "disentangle",
+    "augmentation",
+    "episodes",
+    "style-transfer",
 )
 
 
@@ -79,7 +83,7 @@ def find(name: str) -> Experiment:
     """The experiment of that name. Raises `BadSetting` with the names there are."""
     if name not in EXPERIMENTS:
         raise BadSetting(f"no experiment {name!r}", expected=", ".join(EXPERIMENTS))
-    return importlib.import_module(f"{__name__}.{name}").EXPERIMENT
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").EXPERIMENT
 
 
 def trained(setup: Setup, recipe: Recipe, label: str, **changes: Any) -> TrainedModel:

@@ -16,7 +16,8 @@ from models.cnn import CNN_32_64_1024
 from models.mlp import MLP_784_512_10
 from models.recipe import Recipe
 from pipeline import plots
-from pipeline.train import load_module, predict
+from pipeline.batches import predict
+from pipeline.train import load_module
 
 # What augmented training draws from: up to this much either way, and noise of this deviation.
 AUGMENTATION: dict[str, Any] = {"shift": 0.12, "rotate": 30.0, "scale": 0.2, "noise": 0.2}

@@ -12,7 +12,8 @@ from flows.experiments import Figure, read_history
 from models.datasets import Split
 from models.recipe import Recipe
 from pipeline import plots
-from pipeline.train import load_module, predict
+from pipeline.batches import predict
+from pipeline.train import load_module
 from pipeline.values import WEIGHTS, TrainedModel
 
 

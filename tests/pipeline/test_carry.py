@@ -18,14 +18,15 @@ from models.errors import BadSetting
 from models.gru import GRU
 from models.signature import Arrays
 from models.zoo import ZOO
-from pipeline.train import _streams, measure, train
+from pipeline.batches import measure, streams
+from pipeline.train import train
 
 TINY = {"embedding": 4, "hidden": 8, "layers": 1, "window": 6, "floor": "none"}
 
 
 @given(count=st.integers(1, 60), most=st.integers(1, 20))
 def test_each_stream_is_read_in_order_and_every_row_once(count: int, most: int) -> None:
-    batches = [batch.tolist() for batch in _streams(count, most)]
+    batches = [batch.tolist() for batch in streams(count, most)]
     assert sorted(row for batch in batches for row in batch) == list(range(count))
     assert all(len(batch) <= most for batch in batches)
     for before, after in itertools.pairwise(batches):

@@ -13,15 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models.codec import Codec
 from models.datasets import Dataset, Split
 from models.errors import ExportFailed
 from models.mlp import MLP_784_512_10
 from models.recipe import Recipe
 from models.signature import BATCH, Axis, Signature, TensorSpec
+from pipeline.artifacts import write_json
 from pipeline.cases import EDGE, HELD_OUT, read_cases
 from pipeline.export import export
 from pipeline.train import load_module
-from pipeline.values import MODEL, WEIGHTS, OnnxModel, TrainedModel
+from pipeline.values import CODEC, MODEL, WEIGHTS, OnnxModel, TrainedModel
 from tests.conftest import Release
 
 WIDTH = 6
@@ -47,6 +49,7 @@ def attempt(
     folder.mkdir()
     torch.manual_seed(0)
     save_file(recipe.build().state_dict(), folder / WEIGHTS)
+    write_json(folder / CODEC, Codec().model_dump(mode="json"))
     trained = TrainedModel(
         folder=folder, recipe="probe", settings={}, data={}, parameters=0, layers=(), metrics={},
         floor=0, best_epoch=1, first_layer=None, libraries={}, files={},

@@ -19,7 +19,8 @@ from models.lenet5 import LENET5
 from models.mlp import MLP_784_512_10
 from models.recipe import Optimizer, Recipe
 from models.zoo import find
-from pipeline.train import load_module, predict, train
+from pipeline.batches import predict
+from pipeline.train import load_module, train
 from pipeline.values import EVALUATION, GALLERY, HISTORY, WEIGHTS, TrainedModel
 from tests.conftest import Release
 

@@ -180,16 +180,17 @@ def _make_bundle(
         for c in make_inputs(signature, samples)
     ]
     write_cases(cases, stage)
+    write_json(stage / CODEC, codec.model_dump(mode="json"))
     model = OnnxModel(
         folder=stage, recipe=name, parent="", signature=signature, opset=18, exporter="test",
-        libraries={}, files=digest_files(stage, [MODEL, CASES_FILE]),
+        libraries={}, files=digest_files(stage, [MODEL, CASES_FILE, CODEC]),
     )  # fmt: skip
     engine = optimize(model, TARGET, engine_folder)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
     shutil.copy(stage / MODEL, out / MODEL)
     shutil.copy(stage / CASES_FILE, out / CASES / CASES_FILE)
-    write_json(out / CODEC, codec.model_dump(mode="json"))
+    shutil.copy(stage / CODEC, out / CODEC)
     write_manifest(out, name=name, signature=signature)
     return out
 

@@ -278,17 +278,18 @@ def make_bundle(net: Net, folder: Path, **generation: Any) -> Path:
         for c in make_inputs(net.signature, samples)
     ]  # fmt: skip
     write_cases([*cases, _carried(net, samples)], stage)
+    codec = Codec(generation=net.generation.model_copy(update=generation))
+    write_json(stage / CODEC, codec.model_dump(mode="json"))
     model = OnnxModel(
         folder=stage, recipe=net.name, parent="", signature=net.signature, opset=18,
-        exporter="test", libraries={}, files=digest_files(stage, [MODEL, CASES_FILE]),
+        exporter="test", libraries={}, files=digest_files(stage, [MODEL, CASES_FILE, CODEC]),
     )  # fmt: skip
     engine = optimize(model, TARGET, engine_folder)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
     shutil.copy(stage / MODEL, out / MODEL)
     shutil.copy(stage / CASES_FILE, out / CASES / CASES_FILE)
-    codec = Codec(generation=net.generation.model_copy(update=generation))
-    write_json(out / CODEC, codec.model_dump(mode="json"))
+    shutil.copy(stage / CODEC, out / CODEC)
     write_manifest(out, name=net.name, signature=net.signature, kind="sequence")
     return out
 

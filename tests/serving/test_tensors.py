@@ -65,7 +65,7 @@ def test_an_answer_reads_back_as_a_question(
     signature = Signature(
         (TensorSpec("x", "float32", (3, 2)),), (TensorSpec("y", "float32", (3, 2)),)
     )
-    body, length = write_answer("m", "1", Question({}, {"x": binary}, id), {"x": array})
+    body, length = write_answer("m", "1", Question({}, {"x": binary}, id), {"x": array}, {})
     header = orjson.loads(body[:length])
     request = {"inputs": header["outputs"]} | ({"id": header["id"]} if "id" in header else {})
     sent = orjson.dumps(request)

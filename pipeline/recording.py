@@ -1,0 +1,133 @@
+"""Recording: what the module answers to the cases, in fp32 and in fp64, before torch is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.codec import Generation
+from models.errors import ExportFailed
+from models.recurrence import advance, capacity, start, step_names
+from models.signature import BATCH, Arrays, Signature
+from pipeline.carrying import PROMPT, carried_inputs, decode_greedily, prompt, run_carried
+from pipeline.cases import CARRIED, GREEDY, Case, make_inputs
+
+_STATES = 64  # rows whose state is computed for the cases
+
+
+def record(module: nn.Module, signature: Signature, samples: Arrays) -> list[Case]:
+    """Cases with the answers of the module in fp32 and, on the same inputs, in fp64.
+
+    Raises `ExportFailed` when the module's answers are not what the signature declares.
+    """
+    exact = copy.deepcopy(module).double()
+    cases = []
+    for case in make_inputs(signature, _with_states(module, signature, samples)):
+        eager = answer(module, case.inputs)
+        _check_outputs(signature, case, eager)
+        cases.append(replace(case, eager=eager, reference=answer(exact, case.inputs, wide=True)))
+    return cases
+
+
+def record_sequences(
+    module: nn.Module, signature: Signature, samples: Arrays, generation: Generation | None
+) -> list[Case]:
+    """Long sequences, asked step by step, and what the module writes greedily after a prompt.
+
+    Both by the fp32 and by the fp64 module, each with the state that it carried itself.
+    """
+    assert signature.recurrence is not None
+    exact = copy.deepcopy(module).double()
+    inputs = carried_inputs(signature, samples)
+    states = {state.output for state in signature.recurrence.states}
+
+    def run(arrays: Mapping[str, np.ndarray], wide: bool = False) -> Arrays:
+        return answer(exact if wide else module, dict(arrays), wide)
+
+    answers = []
+    rows, length = inputs[step_names(signature)[0]].shape[:2]
+    for wide in (False, True):
+        said = run_carried(
+            lambda arrays, wide=wide: run(arrays, wide), signature, inputs, range(length), wide=wide
+        )
+        answers.append({name: array for name, array in said.items() if name not in states})
+    sizes = {BATCH: rows, signature.recurrence.axis: length}
+    cases = [Case("carried", CARRIED, sizes, inputs, *answers)]
+    if generation:
+        tokens, logits = generation.tokens.name, generation.logits
+        # An answer begins at its mark; a text that is continued has some words already.
+        begun, count = prompt(signature, inputs, tokens, PROMPT if generation.source is None else 1)
+        answers = []
+        for wide in (False, True):
+            chosen, margins = decode_greedily(
+                lambda arrays, wide=wide: run(arrays, wide),
+                signature, begun, tokens, logits, count, wide=wide,
+            )  # fmt: skip
+            answers.append({tokens: chosen, logits: margins})
+        sizes = {BATCH: rows, signature.recurrence.axis: count}
+        cases.append(Case("greedy", GREEDY, sizes, begun, *answers))
+    return cases
+
+
+def _with_states(module: nn.Module, signature: Signature, samples: Arrays) -> Arrays:
+    """The samples, with state as it is after the row before; every fourth row begins anew.
+
+    A table holds a part of that row, some of them nearly all that fits.
+    """
+    if signature.recurrence is None:
+        return samples
+    timed = step_names(signature)
+    few = {name: array[:_STATES] for name, array in samples.items()}
+    rows = len(few[timed[0]])
+    room = capacity(signature)
+    before = {name: np.roll(array, 1, axis=0) for name, array in few.items()}
+    if room is not None:
+        before |= {name: np.resize(before[name], (rows, room)) for name in timed}
+    outputs = answer(module, before | start(signature, rows))
+    states = advance(signature, start(signature, rows), outputs, before[timed[0]].shape[1])
+    longest = signature.axes[signature.recurrence.axis].max
+    for state in signature.recurrence.states:
+        array = np.array(states[state.input])
+        states[state.input] = array
+        if state.position is None:
+            array[::4] = 0
+            continue
+        assert room is not None
+        held = np.arange(rows) * 7 % min(room - longest + 1, 33)
+        held[3::8] = room - longest
+        states[state.position] = held
+        for row, written in enumerate(held):
+            array[row, :, written:] = 0
+    return few | states
+
+
+@torch.inference_mode()
+def answer(module: nn.Module, inputs: Arrays, wide: bool = False) -> Arrays:
+    """What a module says to named arrays; `wide` in fp64, which it has to be in already."""
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    if wide:
+        tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+    return {name: tensor.numpy() for name, tensor in module(**tensors).items()}
+
+
+def _check_outputs(signature: Signature, case: Case, answers: Arrays) -> None:
+    declared = {spec.name: spec for spec in signature.outputs}
+    if answers.keys() != declared.keys():
+        raise ExportFailed(
+            "the module's outputs are not the signature's",
+            got=", ".join(answers),
+            expected=", ".join(declared),
+        )
+    for name, array in answers.items():
+        wanted = (declared[name].dtype, declared[name].at(case.sizes))
+        if (array.dtype.name, array.shape) != wanted:
+            raise ExportFailed(
+                f"output {name!r} at {case.name} is not what the signature declares",
+                got=f"{array.dtype.name}{list(array.shape)}",
+                expected=f"{wanted[0]}{list(wanted[1])}",
+            )
