@@ -138,7 +138,7 @@ DQN_PIXELS = Recipe(
     floor={"embedded": 0.6},
     # deviation: Adam, not RMSprop
     training={
-        "embedded": Training(epochs=45, batch_size=128, learning_rate=1e-3, schedule="cosine")
+        "embedded": Training(epochs=65, batch_size=128, learning_rate=1e-3, schedule="cosine")
     },
     presets={
         "embedded": {
@@ -152,7 +152,7 @@ DQN_PIXELS = Recipe(
             "capacity": 50_000,
             "gamma": 0.9,
             "epsilon": 0.2,
-            "explore": 15,
+            "explore": 20,
         }
     },
     forward=judged(world),

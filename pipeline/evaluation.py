@@ -41,7 +41,9 @@ def intervals(
     """The 95 % confidence interval of every metric over the test rows.
 
     An accuracy counts rows, so it has the score interval (Wilson 1927); of the others it is the
-    percentile bootstrap over rows (Efron 1979), which is left out where a resample has no number.
+    percentile bootstrap over rows (Efron 1979). That is left out where a resample has no number,
+    and where the value itself is outside: rows that come again move some metrics, such as a
+    distance between distributions, to one side.
     """
     rows = len(next(iter(targets.values())))
     draws = np.random.default_rng(0).integers(0, rows, (_RESAMPLES, rows))
@@ -61,7 +63,8 @@ def intervals(
         values = np.array([again[name] for again in resampled])
         if np.isfinite(values).all():
             low, high = np.percentile(values, tails)
-            found[name] = (float(low), float(high))
+            if low <= value <= high:
+                found[name] = (float(low), float(high))
     return found
 
 

@@ -33,7 +33,7 @@ MAY_IMPORT_TORCH = (
     "pipeline/recording.py", "pipeline/export.py", "flows/",
 )  # fmt: skip
 OURS = tuple(MAY_IMPORT)
-SERVING_NEVER = ("torch", "onnx", "onnxscript", "prefect", "sklearn", "matplotlib")
+SERVING_NEVER = ("torch", "onnx", "onnxscript", "prefect", "sklearn", "matplotlib", "gymnasium")
 
 
 def sources(folder: str) -> list[Path]:
@@ -120,6 +120,7 @@ def blocked(packages: tuple[str, ...], code: str) -> subprocess.CompletedProcess
 EXTRAS = (
     "torch", "onnx", "onnxscript", "onnxruntime", "sklearn", "bentoml", "grpc", "orjson", "PIL",
     "prefect", "sqlalchemy", "fastapi", "matplotlib", "jinja2", "tensorrt", "starlette",
+    "gymnasium",
 )  # fmt: skip
 
 

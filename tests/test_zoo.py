@@ -116,7 +116,8 @@ def test_a_recipe_goes_the_whole_way(name: str, releases: dict[str, Release]) ->
     assert said or codec.pictures or codec.actions
     assert (codec.block is not None) == (codec.pictures is not None)
     assert release.bundle.parts.keys() == release.job.recipe.parts.keys()
-    assert release.trained.intervals.keys() >= {release.job.recipe.metric}
+    metric = release.job.recipe.metric
+    assert metric in release.trained.intervals or "distance" in metric  # which resampling shifts
     report = (release.bundle.folder / "report.html").read_text()
     assert ("What it writes" in report) == (codec.generation is not None)
     assert ("the class of each pixel" in report) == (codec.pixels is not None)

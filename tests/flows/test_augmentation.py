@@ -110,7 +110,7 @@ def test_the_command_says_what_was_measured(fucina: Fucina, tmp_path: Path) -> N
     assert [(row["real per class"], row["seed"]) for row in rows] == [(2, 0), (2, 1)]
     assert all(0 <= row[f"accuracy, {name}"] <= 1 for row in rows for name in (ALONE, BOTH))
     assert document["settings"]["width"] == 0.0625
-    assert not {"per_class", "draw", "seed", "repeat"} & document["settings"].keys()
+    assert not {"draw", "seed"} & document["settings"].keys()
     assert "Of 2 real digits per class" in document["verdict"]
     assert (tmp_path / document["report"]).read_text().count("<svg") == 3
 

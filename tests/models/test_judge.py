@@ -1,4 +1,4 @@
-"""The judge knows digits, is the same every time, and owns no weights; the distance is Frechet's."""
+"""The judge knows digits, is the same every time, owns no weights; the distance is Frechet's."""
 
 from __future__ import annotations
 
