@@ -107,10 +107,13 @@ def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:
             f"{row['grpc']['answers']} over gRPC, worst error "
             f"{max(row[t]['worst_error_over_limit'] for t in ('rest', 'grpc')):.2f} of its limit"
         )
-        print(f"  {row['request']}: {_said(row['answer'])}")
+        print(f"  {row['request']}: {said(row['answer'])}")
 
 
-def _said(answer: dict[str, Any]) -> str:
+def said(answer: dict[str, Any]) -> str:
+    """An answer of any service in a few words."""
+    if "text" in answer:
+        return f"{answer['prompt']!r} goes on with {answer['text']!r}"
     if "pictures" in answer:
         errors = ", ".join(f"{one['error']:.4f}" for one in answer["pictures"])
         return f"an error of {errors}; above {answer['threshold']:.4f} is an anomaly"
@@ -122,8 +125,6 @@ def _said(answer: dict[str, Any]) -> str:
         first = answer["actions"][0]
         values = ", ".join(f"{name} {value:.2f}" for name, value in first["q_values"].items())
         return f"{first['name']} ({values})"
-    if "text" in answer:
-        return f"{answer['prompt']!r} goes on with {answer['text']!r}"
     if "classes" in answer:
         shares = ", ".join(f"{c['name']} {c['share']:.1%}" for c in answer["classes"])
         return f"{shares} of {answer['width']} x {answer['height']} pixels"

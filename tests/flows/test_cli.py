@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flows.serving import said
 from tests.flows.conftest import Fucina, ask_prefect
 
 QUICK = ("--set", "epochs=1", "--set", "floor=0.2")
@@ -255,3 +256,26 @@ def test_the_temporary_prefect_server_ends_with_the_run(fucina: Fucina, tmp_path
             return
         time.sleep(0.2)
     pytest.fail("the temporary server outlived the run that started it")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"predictions": [{"class": "7", "probability": 0.9}]}, "class 7, probability 0.9"),
+        ({"predictions": [], "outputs": {"y": [1]}}, '{"y": [1]}'),
+        ({"prompt": "a", "text": "b", "seed": 1}, "'a' goes on with 'b'"),
+        ({"seed": 5, "classes": []}, "pictures of seed 5"),
+        ({"seed": None, "errors": [0.01]}, "reconstructed with a mean squared error of 0.0100"),
+        (
+            {"threshold": 0.2, "pictures": [{"error": 0.3, "anomalous": True}]},
+            "an error of 0.3000; above 0.2000 is an anomaly",
+        ),
+        ({"actions": [{"name": "left", "q_values": {"left": 2, "right": 1}}]}, "left (left 2.00"),
+        (
+            {"classes": [{"name": "cell", "share": 0.5}], "width": 3, "height": 2},
+            "cell 50.0% of 3 x 2 pixels",
+        ),
+    ],
+)
+def test_an_answer_of_each_kind_is_said_in_words(answer: dict[str, Any], words: str) -> None:
+    assert said(answer).startswith(words)
