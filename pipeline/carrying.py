@@ -55,11 +55,8 @@ def run_carried(
     timed = step_names(signature)
     length = inputs[timed[0]].shape[1]
     rows = len(inputs[timed[0]])
-    states = start(signature, rows) | {
-        name: inputs[name].copy() for name in state_names(signature) if name in inputs
-    }
-    if wide:
-        states = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in states.items()}
+    begun = {name: inputs[name].copy() for name in state_names(signature) if name in inputs}
+    states = _widened(start(signature, rows) | begun, wide)
     constant = {n: a for n, a in inputs.items() if n not in timed and n not in states}
     ends = [*sorted({cut for cut in cuts if 0 < cut < length}), length]
     parts: list[Arrays] = []
@@ -80,6 +77,13 @@ def run_carried(
     return joined
 
 
+def _widened(states: Arrays, wide: bool) -> Arrays:
+    """Floats in float64 where `wide`."""
+    if not wide:
+        return states
+    return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in states.items()}
+
+
 def decode_greedily(
     run: Run, signature: Signature, inputs: Arrays, tokens: str, logits: str, count: int,
     *, wide: bool = False,
@@ -89,9 +93,7 @@ def decode_greedily(
     Begins with what `inputs` holds, of which `tokens` is continued.
     """
     timed = inputs[tokens]
-    states = start(signature, len(timed))
-    if wide:
-        states = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in states.items()}
+    states = _widened(start(signature, len(timed)), wide)
     constant = {name: array for name, array in inputs.items() if name != tokens}
     chosen, margins = [], []
     for _ in range(count):

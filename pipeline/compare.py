@@ -35,21 +35,19 @@ def derive_limits(cases: list[Case]) -> dict[str, Limit]:
         scale = max(_scale(case.reference[name]) for case in held_out)
         floors = [relative_error(c.eager[name], c.reference[name], scale) for c in held_out]
         floor = max((f for f in floors if f is not None), default=0.0)
-        limits[name] = Limit(
-            scale=scale,
-            noise_floor=floor,
-            limit=min(max(MULTIPLE * floor, SMALLEST), CEILING),
-        )
+        limits[name] = _limit(scale, floor)
     return limits
 
 
 def limit_of(eager: np.ndarray, reference: np.ndarray, scale: float | None = None) -> Limit:
     """The limit of one recorded answer by itself, with what the fp32 module did there."""
     scale = _scale(reference) if scale is None else scale
-    floor = relative_error(eager, reference, scale) or 0.0
-    return Limit(
-        scale=scale, noise_floor=floor, limit=min(max(MULTIPLE * floor, SMALLEST), CEILING)
-    )
+    return _limit(scale, relative_error(eager, reference, scale) or 0.0)
+
+
+def _limit(scale: float, floor: float) -> Limit:
+    allowed = min(max(MULTIPLE * floor, SMALLEST), CEILING)
+    return Limit(scale=scale, noise_floor=floor, limit=allowed)
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray, scale: float) -> float | None:
