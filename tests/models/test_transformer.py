@@ -26,10 +26,11 @@ from models.signature import BATCH, Arrays, Signature
 from models.transformer import TRANSFORMER
 from models.transformer_classifier import TRANSFORMER_CLASSIFIER
 from models.transformer_translate import TRANSFORMER_TRANSLATE
+from pipeline.artifacts import write_json
 from pipeline.compare import relative_error
 from pipeline.export import export
 from pipeline.train import load_module
-from pipeline.values import MODEL, WEIGHTS, TrainedModel
+from pipeline.values import CODEC, MODEL, WEIGHTS, TrainedModel
 
 SMALL = {"layers": 2, "size": 24, "heads": 3, "inner": 40}
 RECIPES = {
@@ -188,6 +189,8 @@ def write(recipe: Recipe, folder: Path) -> Callable[[Arrays], Arrays]:
         layers=(), metrics={}, floor=0, best_epoch=1, first_layer=None, libraries={}, files={},
     )  # fmt: skip
     dataset: Dataset = recipe.load("embedded")
+    codec = recipe.make_codec(dataset).model_dump(mode="json")
+    write_json(folder / "trained" / CODEC, codec)
     export(recipe, dataset, trained, folder / "onnx")
     assert load_module(recipe, trained).state_dict().keys() == module.state_dict().keys()
     session = ort.InferenceSession(str(folder / "onnx" / MODEL), providers=["CPUExecutionProvider"])
