@@ -37,8 +37,8 @@ class Training(BaseModel):
     training batches, which is drawn up to the setting: `rotate` in degrees, `shift` and `scale` as
     shares of the picture, `noise` as a standard deviation in the input's units. `flip` mirrors half
     of the pictures along each axis, `elastic` bends them by displacements of that standard
-    deviation in pixels, and `crop` cuts squares of that side out of them; targets that are maps
-    move along. `repeat` is how often an epoch shows each row.
+    deviation in pixels, and `crop` cuts squares of that side out of them; targets that are maps,
+    or the picture that is wanted of one, move along. `repeat` is how often an epoch shows each row.
 
     `momentum` is that of the optimizer of this name, and of adam and adamw the decay of the mean
     gradient.
@@ -142,7 +142,7 @@ class Recipe:
     collect: Callable[..., tuple[Tensors, Tensors, Tensors]] | None = None
     gradients: Callable[[nn.Module, Tensors, Tensors], Tensor] | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
-    calibrate: Callable[[Codec, Arrays, Arrays], Codec] = lambda codec, outputs, targets: codec
+    calibrate: Callable[[Codec, Arrays, Arrays], Codec] | None = None
     exhibits: Callable[[nn.Module, Tensors, Tensors], Tensors] = lambda module, inputs, targets: {}
     codec: Callable[..., Codec] = lambda dataset: Codec()
     prepare: Callable[[nn.Module, Tensors, Tensors], None] = lambda module, inputs, targets: None

@@ -95,9 +95,12 @@ def train(
         )
         best, history = standing.best, standing.history
         module.load_state_dict(best)
-        _, validated = measure(recipe, settings, module, *validation_rows)
         _, measured = measure(recipe, settings, module, *test_rows)
         exhibits = _exhibit(recipe, module, test_rows)
+        codec = recipe.make_codec(dataset)
+        if recipe.calibrate:
+            _, validated = measure(recipe, settings, module, *validation_rows)
+            codec = recipe.calibrate(codec, validated, dataset.validation.targets)
     metrics = recipe.evaluate(measured, dataset.test.targets)
     best_epoch = _best_epoch(recipe, history)
     floor = recipe.floor[data]
@@ -112,7 +115,6 @@ def train(
         )
     save_file({name: tensor.contiguous() for name, tensor in best.items()}, out / WEIGHTS)
     write_json(out / HISTORY, history)
-    codec = recipe.calibrate(recipe.make_codec(dataset), validated, dataset.validation.targets)
     write_json(out / CODEC, codec.model_dump(mode="json"))
     rows = choose_rows(dataset, codec, measured)
     pictured = to_tensors({n: a[rows] for n, a in dataset.test.inputs.items()}, device)
@@ -299,16 +301,22 @@ def _stopped_early(recipe: Recipe, settings: Training, history: Epochs) -> bool:
 
 
 def _augmented(inputs: Tensors, targets: Tensors, settings: Training) -> tuple[Tensors, Tensors]:
-    """A training batch with its pictures moved, maps of them alike, and its floats made noisy."""
+    """A training batch with its pictures moved, maps of them alike, and its floats made noisy.
+
+    A target of a picture's own name is the picture that is wanted, and moves with it.
+    """
     changed, wanted = {}, dict(targets)
     for name, tensor in inputs.items():
         moved = tensor
         if tensor.is_floating_point() and tensor.ndim == 4:
             maps = map_of(targets, tensor.shape)
-            if maps is None:
-                moved = augment(tensor, settings)
-            else:
+            if maps is not None:
                 moved, wanted[maps] = augment_maps(tensor, targets[maps], settings)
+            elif name in targets:
+                both = torch.cat([tensor, targets[name]], dim=1)
+                moved, wanted[name] = augment(both, settings).chunk(2, dim=1)
+            else:
+                moved = augment(tensor, settings)
         changed[name] = draw_noise(moved, settings) if tensor.is_floating_point() else moved
     return changed, wanted
 

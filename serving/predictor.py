@@ -179,10 +179,12 @@ class Models:
     """Every model of this process, by name."""
 
     def __init__(self, bundles: Iterable[Bundle], target: str, queue: int) -> None:
-        self._models = {}
+        self._models: dict[str, Model] = {}
+        self._wholes: list[Model] = []
         for bundle in bundles:
             parts = {n: Model(part, target, queue) for n, part in bundle.parts.items()}
             whole = Model(bundle, target, queue, parts)
+            self._wholes.append(whole)
             self._models |= {model.name: model for model in (whole, *parts.values())}
 
     @property
@@ -198,10 +200,8 @@ class Models:
         Raises `UnknownModel`, or `BadInput` when several are served and none is named.
         """
         known = ", ".join(repr(known) for known in self._models)
-        own = {part.name for model in self for part in model.parts.values()}
-        whole = [model for model in self if model.name not in own]
-        if name is None and len(whole) == 1:
-            return whole[0]
+        if name is None and len(self._wholes) == 1:
+            return self._wholes[0]
         if name is None:
             raise BadInput("'model' is missing and several are served", expected=known)
         if name not in self._models:

@@ -103,6 +103,7 @@ def test_the_relative_error_looks_past_a_pixel_and_past_ink() -> None:
 def test_the_threshold_is_what_5_percent_of_the_validation_rows_exceed() -> None:
     rng = np.random.default_rng(0)
     errors = rng.random(1000).astype(np.float32)
+    assert ANOMALY_AUTOENCODER.calibrate is not None
     codec = ANOMALY_AUTOENCODER.calibrate(Codec(), {"error": errors}, {})
     assert codec.anomaly is not None
     assert codec.anomaly.error == "error"

@@ -15,7 +15,7 @@ from torch import nn
 from models.cartpole import NAME, SOLVED, cartpole
 from models.dqn import DQN, QNetwork
 from models.dqn_pixels import DQN_PIXELS, PixelQNetwork
-from models.episodes import Policy, chance, greedy, play, returns
+from models.episodes import chance, greedy, play, returns
 from models.gridworld import gridworld
 from models.recipe import Recipe
 from pipeline.train import measure, train
@@ -73,7 +73,10 @@ def test_the_return_is_what_the_episodes_gave() -> None:
 
 def test_a_constant_action_falls_soon_and_the_rule_by_hand_does_not() -> None:
     world, seeds = cartpole(), np.arange(50)
-    constant: Policy = lambda seen: np.ones(len(seen), np.int64)  # noqa: E731
+
+    def constant(seen: np.ndarray) -> np.ndarray:
+        return np.ones(len(seen), np.int64)
+
     assert play(world, constant, seeds)["return"].mean() < 12
     assert play(world, chance(world), seeds)["return"].mean() < 30
     assert play(world, world.sensible, seeds)["return"].mean() > 400

@@ -17,10 +17,10 @@ from models.datasets import Dataset
 from models.errors import FloorMissed, TrainingFailed
 from models.lenet5 import LENET5
 from models.mlp import MLP_784_512_10
-from models.recipe import Optimizer, Recipe
+from models.recipe import Optimizer, Recipe, Training
 from models.zoo import find
 from pipeline.batches import predict
-from pipeline.train import load_module, train
+from pipeline.train import _augmented, load_module, train
 from pipeline.values import EVALUATION, GALLERY, HISTORY, WEIGHTS, TrainedModel
 from tests.conftest import Release
 
@@ -263,3 +263,14 @@ def test_full_data_reaches_what_was_promised(name: str, tmp_path: Path) -> None:
     least = recipe.floor["full"]
     assert least is not None
     assert least >= PROMISED[name]
+
+
+def test_the_picture_that_is_wanted_moves_with_the_one_that_is_given() -> None:
+    torch.manual_seed(0)
+    image, label = torch.rand(4, 1, 12, 12), torch.arange(4)
+    moved, wanted = _augmented(
+        {"image": image}, {"image": image, "label": label}, Training(rotate=30, shift=0.2)
+    )
+    assert not torch.equal(moved["image"], image)
+    assert torch.equal(moved["image"], wanted["image"])
+    assert torch.equal(wanted["label"], label)

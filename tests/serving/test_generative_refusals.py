@@ -300,10 +300,11 @@ def test_the_schema_is_typed(http: httpx.Client) -> None:
     for route, depth in (("/encode", 3), ("/decode", 1)):
         one, many = asked(route)["latent" if route == "/decode" else "image"]["oneOf"]
         for lists, levels in ((one, depth), (many, depth + 1)):
+            inner = lists
             for _ in range(levels):
-                assert lists["type"] == "array"
-                lists = lists["items"]  # noqa: PLW2901
-            assert lists == {"type": "number"}
+                assert inner["type"] == "array"
+                inner = inner["items"]
+            assert inner == {"type": "number"}
     form = asked("/reconstruct_image", "multipart/form-data")
     assert form["image"]["items"] == {"type": "string", "format": "binary"}
     for route, told in (
