@@ -119,6 +119,7 @@ class Recipe:
       defaults are the published size; a preset makes it trainable on less.
     - `baseline(dataset)` gives test metrics of a reference model, to stand beside the recipe's.
     - `remarks(dataset, metrics)` are sentences about this data that a person has to be told.
+    - `drift` is the greatest share of its answers that an engine of lower precision may change.
     - `deviations` name what differs from the paper.
     """
 
@@ -149,6 +150,7 @@ class Recipe:
     baseline: Callable[[Dataset], dict[str, float]] = lambda dataset: {}
     remarks: Callable[[Dataset, dict[str, float]], tuple[str, ...]] = lambda dataset, metrics: ()
     exporter: Literal["dynamo", "torchscript"] = "dynamo"
+    drift: float = 0.01
     deviations: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from models.errors import TamperedFile
+from models.recurrence import state_names
 from models.signature import BATCH, Arrays, Signature, Sizes, TensorSpec
 from pipeline.artifacts import canonical_json, write_bytes
 
@@ -20,6 +21,7 @@ CASES_FILE = "cases.safetensors.gz"  # tables of state are mostly zeros
 HELD_OUT = "held-out"
 EDGE = "edge"
 CARRIED = "carried"  # a long sequence, to be asked step by step
+NONFINITE = "nonfinite"  # held-out rows, of which the first holds a value that is not a number
 GREEDY = "greedy"  # a prompt, to be continued by the likeliest token again and again
 
 
@@ -38,7 +40,7 @@ class Case:
 def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list[Case]:
     """The cases to record: held-out samples at every corner, and edge inputs, without answers.
 
-    `samples` holds real rows for each input, the row axis first. Other axes are cut, or continued
+    Then held-out samples with a value in their first row that is not finite. `samples` holds real rows for each input, the row axis first. Other axes are cut, or continued
     by repetition, to the size that the corner asks for. Without a batch axis a case is one row.
     """
     cases = []
@@ -52,6 +54,15 @@ def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list
     for name in ("zeros", "low", "high", "middle", "alternating", "denormal"):
         inputs = {s.name: _edge(name, s, sizes) for s in signature.inputs}
         cases.append(Case(name, EDGE, sizes, inputs))
+    given = [
+        s.name for s in signature.inputs if s.floating and s.name not in state_names(signature)
+    ]
+    for name, value in (("nan", np.nan), ("infinity", np.inf)) if given else ():
+        inputs = {s.name: _fit(samples[s.name], s, sizes, 0) for s in signature.inputs}
+        for floats in given:
+            array = inputs[floats] = inputs[floats].copy()
+            array.reshape(-1)[0] = value
+        cases.append(Case(name, NONFINITE, sizes, inputs))
     return cases
 
 

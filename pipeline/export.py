@@ -6,8 +6,8 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from models.codec import Codec
-from models.datasets import Dataset
+from models.datasets import Dataset, Split
 from models.errors import ExportFailed
 from models.recipe import Recipe
 from models.signature import Arrays, Axis, Signature
@@ -27,9 +27,17 @@ from pipeline.artifacts import digest_files, write_json
 from pipeline.carrying import replay_sequences
 from pipeline.cases import CASES_FILE, Case, write_cases
 from pipeline.compare import derive_limits, replay
+from pipeline.floors import measure_floors
 from pipeline.parts import new_part, save_value
 from pipeline.progress import Progress, silent
-from pipeline.recording import answer, record, record_sequences
+from pipeline.recording import answer, record, record_samples, record_sequences
+from pipeline.samples import (
+    CALIBRATION_ROWS,
+    HELD_OUT_ROWS,
+    VALIDATION_ROWS,
+    choose_samples,
+    write_samples,
+)
 from pipeline.train import load_module
 from pipeline.values import CODEC, MODEL, OnnxModel, TrainedModel
 from pipeline.versions import libraries
@@ -38,6 +46,7 @@ from pipeline.versions import libraries
 _OPSET = 18
 _OPSETS = range(17, 21)
 _ANSWERED = 1024  # rows of which a part's answers are the next one's samples
+_CALIBRATION = 256
 
 
 def export(
@@ -59,19 +68,19 @@ def export(
     module = load_module(recipe, trained)
     codec = Codec.model_validate_json((trained.folder / CODEC).read_bytes())
     steps = _Steps(progress, 4 * (1 + len(recipe.parts)))
-    samples = dict(dataset.test.inputs)
+    splits = [dataset.train, dataset.validation, dataset.test]
     # From left to right: what one part answers may be what the next one is given.
     parts = {}
     for name, piece in recipe.parts.items():
         taken, signature = piece.take(module).eval(), recipe.make_part(name)
         folder = new_part(out, name)
         value = _export(
-            recipe, taken, signature, samples, codec.of_part(), trained, folder, steps, f"{name}: "
+            recipe, taken, signature, splits, codec.of_part(), trained, folder, steps, f"{name}: "
         )
         parts[name] = value.digest
-        samples |= _answer_some(taken, signature, samples)
+        splits = [_answered(taken, signature, split) for split in splits]
     signature = recipe.make_signature()
-    return _export(recipe, module, signature, samples, codec, trained, out, steps, parts=parts)
+    return _export(recipe, module, signature, splits, codec, trained, out, steps, parts=parts)
 
 
 @dataclass
@@ -91,7 +100,7 @@ def _export(
     recipe: Recipe,
     module: nn.Module,
     signature: Signature,
-    samples: Arrays,
+    splits: Sequence[Split],
     codec: Codec,
     trained: TrainedModel,
     out: Path,
@@ -99,17 +108,22 @@ def _export(
     name: str = "",
     parts: Mapping[str, str] = MappingProxyType({}),
 ) -> OnnxModel:
-    """One graph, of the whole or of a part, with its cases."""
+    """One graph, of the whole or of a part, with its cases and its tables of rows."""
     step(f"{name}tracing with {recipe.exporter}")
-    graph = _trace(recipe, module, signature)
+    graph, ranges = _trace(recipe, module, signature)
     step(f"{name}checking the graph's axes")
-    _check_declared(graph, signature, recipe.name)
+    declared = _check_declared(graph, signature, recipe.name)
     onnx.save_model(graph, out / MODEL)
     step(f"{name}recording cases")
-    cases = record(module, signature, samples)
+    calibration, validation, held_out = splits
+    cases = record(module, signature, held_out.inputs)
     if signature.recurrence:
-        cases += record_sequences(module, signature, samples, codec.generation)
+        cases += record_sequences(module, signature, held_out.inputs, codec.generation)
     write_cases(cases, out)
+    rows = choose_samples(signature, calibration, rows=_CALIBRATION)
+    write_samples(replace(rows, targets={}), out / CALIBRATION_ROWS)
+    for split, file in ((validation, VALIDATION_ROWS), (held_out, HELD_OUT_ROWS)):
+        write_samples(record_samples(module, signature, split), out / file)
     write_json(out / CODEC, codec.model_dump(mode="json"))
     step(f"{name}running the graph on every case")
     _check_answers(out / MODEL, signature, cases, recipe.name)
@@ -122,19 +136,32 @@ def _export(
         exporter=recipe.exporter,
         libraries=libraries("torch", "onnx", "onnxscript"),
         files=digest_files(out, [MODEL, CASES_FILE, CODEC]),
+        declared=declared,
+        ranges=ranges,
+        floors=measure_floors(module, signature, cases, rows),
+        drift=recipe.drift,
+        apart=digest_files(out, [CALIBRATION_ROWS, VALIDATION_ROWS, HELD_OUT_ROWS]),
         parts=dict(parts),
     )
     save_value(value)
     return value
 
 
-def _answer_some(module: nn.Module, signature: Signature, samples: Arrays) -> Arrays:
-    """What a part answers to as many samples as the cases have use for."""
-    few = {spec.name: samples[spec.name][:_ANSWERED] for spec in signature.inputs}
-    return answer(module, few)
+def _answered(module: nn.Module, signature: Signature, split: Split) -> Split:
+    """As many rows of a split as there is use for, with what a part answers to them."""
+    few = {name: array[:_ANSWERED] for name, array in split.inputs.items()}
+    given = {spec.name: few[spec.name] for spec in signature.inputs}
+    targets = {name: array[:_ANSWERED] for name, array in split.targets.items()}
+    return Split(few | answer(module, given), targets)
 
 
-def _trace(recipe: Recipe, module: nn.Module, signature: Signature) -> onnx.ModelProto:
+Ranges = dict[str, tuple[int, int]]
+
+
+def _trace(
+    recipe: Recipe, module: nn.Module, signature: Signature
+) -> tuple[onnx.ModelProto, Ranges | None]:
+    """The graph, and the sizes of each axis as the exporter understood them, if it says."""
     sizes = signature.example()
     example = {
         spec.name: torch.from_numpy(np.zeros(spec.at(sizes), spec.dtype))
@@ -145,9 +172,12 @@ def _trace(recipe: Recipe, module: nn.Module, signature: Signature) -> onnx.Mode
     try:
         with _quiet():
             if recipe.exporter == "dynamo":
-                graph = _trace_dynamo(module, signature, example, inputs, outputs)
+                graph, ranges = _trace_dynamo(module, signature, example, inputs, outputs)
             else:
-                graph = _trace_torchscript(module, signature, example, inputs, outputs)
+                graph, ranges = (
+                    _trace_torchscript(module, signature, example, inputs, outputs),
+                    None,
+                )
     except ExportFailed:
         raise
     except Exception as error:
@@ -163,7 +193,7 @@ def _trace(recipe: Recipe, module: nn.Module, signature: Signature) -> onnx.Mode
             got=_opset(graph),
             expected=f"{_OPSETS[0]} to {_OPSETS[-1]}",
         )
-    return graph
+    return graph, ranges
 
 
 def _trace_dynamo(
@@ -172,7 +202,7 @@ def _trace_dynamo(
     example: dict[str, torch.Tensor],
     inputs: list[str],
     outputs: list[str],
-) -> onnx.ModelProto:
+) -> tuple[onnx.ModelProto, Ranges]:
     dims = {
         name: torch.export.Dim(name, min=axis.min, max=axis.max)
         for name, axis in signature.axes.items()
@@ -192,10 +222,8 @@ def _trace_dynamo(
     )  # fmt: skip
     assert program is not None
     assert program.exported_program is not None
-    ranges = sorted(
-        (int(r.lower), int(r.upper)) for r in program.exported_program.range_constraints.values()
-    )
-    promised = sorted((a.min, a.max) for a in signature.axes.values() if a.min < a.max)
+    ranges = _understood(program.exported_program, signature)
+    promised = {name: (a.min, a.max) for name, a in signature.axes.items() if a.min < a.max}
     if ranges != promised:
         raise ExportFailed(
             "the exporter's range constraints are not the signature's axes",
@@ -203,7 +231,24 @@ def _trace_dynamo(
             expected=promised,
             fix="remove what depends on a size in Python, or narrow the axis",
         )
-    return program.model_proto
+    return program.model_proto, ranges
+
+
+def _understood(program: torch.export.ExportedProgram, signature: Signature) -> Ranges:
+    """The range of each axis that the exporter left open, in every place where it stands."""
+    given = program.graph_signature.user_inputs
+    tensors = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in given}
+    found: dict[str, set[tuple[int, int]]] = {}
+    for name, axes in signature.dynamic_axes().items():
+        for place, axis in axes.items():
+            size = tensors[name].shape[place] if name in tensors else None
+            if isinstance(size, torch.SymInt):
+                known = program.range_constraints[size.node.expr]
+                found.setdefault(axis.name, set()).add((int(known.lower), int(known.upper)))
+    return {
+        name: (max(low for low, _ in some), min(high for _, high in some))
+        for name, some in found.items()
+    }
 
 
 def _trace_torchscript(
@@ -236,7 +281,9 @@ def _strip(graph: onnx.ModelProto) -> None:
         del tensor.metadata_props[:]
 
 
-def _check_declared(graph: onnx.ModelProto, signature: Signature, name: str) -> None:
+def _check_declared(graph: onnx.ModelProto, signature: Signature, name: str) -> dict[str, str]:
+    """Every tensor as the graph declares it, which is as the signature promises it."""
+    found: dict[str, str] = {}
     for specs, values in (
         (signature.inputs, graph.graph.input),
         (signature.outputs, graph.graph.output),
@@ -250,6 +297,8 @@ def _check_declared(graph: onnx.ModelProto, signature: Signature, name: str) -> 
                 expected=promised,
                 fix="an axis that became a number was frozen at the example's size",
             )
+        found |= declared
+    return found
 
 
 def _declared(value: onnx.ValueInfoProto) -> str:

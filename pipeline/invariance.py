@@ -16,7 +16,7 @@ Transform = Callable[[Run, Arrays, int], tuple[Arrays, Arrays]]
 
 
 def invariances(
-    run: Run, reopen: Callable[[], Run], signature: Signature, cases: list[Case],
+    run: Run, threaded: Callable[[], Run] | None, signature: Signature, cases: list[Case],
     limits: Mapping[str, Limit], block: int | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     """Findings of every law on held-out rows.
@@ -25,11 +25,11 @@ def invariances(
     matter (permute), nor do the other rows (neighbour), nor how rows are cut into batches (split).
     A sequence that is cut into calls which carry its state is answered as in one (cut).
     In batches of `block` rows, to the bit: a row is answered alike wherever and with whatever it
-    stands (position). Always, to the bit: a second call (twice) and a second session (reload)
-    answer the same.
+    stands (position). To the bit, a second call answers the same (twice). `threaded` opens the
+    engine with another number of threads, which does not matter either (threads).
     """
-    exact = {name: Limit(scale=1.0, noise_floor=0.0, limit=0.0) for name in limits}
-    case = _largest(cases)
+    exact = exactly(limits)
+    case = largest(cases)
     for name, law in _LAWS.items() if signature.batch and case.sizes[BATCH] > 1 else ():
         yield from _hold(
             name, case, limits, lambda law=law: law(run, case.inputs, case.sizes[BATCH])
@@ -50,7 +50,20 @@ def invariances(
             ),
         )  # fmt: skip
     yield from _hold("twice", case, exact, lambda: (run(case.inputs), run(case.inputs)))
-    yield from _hold("reload", case, exact, lambda: (reopen()(case.inputs), run(case.inputs)))
+    if threaded:
+        yield from _hold(
+            "threads", case, limits, lambda: (threaded()(case.inputs), run(case.inputs))
+        )
+
+
+def reloaded(run: Run, case: Case, answers: Arrays, limits: Mapping[str, Limit]) -> list[Finding]:
+    """What a second session answered is what this one answers, to the bit."""
+    return _hold("reload", case, exactly(limits), lambda: (answers, run(case.inputs)))
+
+
+def exactly(limits: Mapping[str, Limit]) -> dict[str, Limit]:
+    """The limits of what has to be the same to the bit."""
+    return {name: Limit(scale=1.0, noise_floor=0.0, limit=0.0) for name in limits}
 
 
 def composition(
@@ -58,7 +71,7 @@ def composition(
     limits: Mapping[str, Limit],
 ) -> list[Finding]:  # fmt: skip
     """The parts, each given what those before it answered, together answer as the whole."""
-    case = _largest(cases)
+    case = largest(cases)
 
     def chained() -> tuple[Arrays, Arrays]:
         known, left = dict(case.inputs), dict(parts)
@@ -90,7 +103,8 @@ def _hold(
     return compare(name, case, actual, expected, limits)
 
 
-def _largest(cases: list[Case]) -> Case:
+def largest(cases: list[Case]) -> Case:
+    """The held-out case of most rows."""
     held_out = [case for case in cases if case.origin == HELD_OUT]
     return max(held_out, key=lambda case: case.sizes.get(BATCH, 0))
 

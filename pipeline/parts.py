@@ -48,6 +48,8 @@ def check(value: BaseModel) -> None:
     """Raise `MissingFile` or `TamperedFile` unless all its files, and its parts', are theirs."""
     if isinstance(value, TrainedModel | OnnxModel | Engine):
         check_files(value.folder, value.files)
+    if isinstance(value, OnnxModel):
+        check_files(value.folder, value.apart)
     if isinstance(value, OnnxModel | Engine | Certificate):
         for name in value.parts:
             check(part(value, name))

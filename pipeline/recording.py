@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from models.codec import Generation
+from models.datasets import Split
 from models.errors import ExportFailed
 from models.recurrence import advance, capacity, start, step_names
 from models.signature import BATCH, Arrays, Signature
 from pipeline.carrying import PROMPT, carried_inputs, decode_greedily, prompt, run_carried
 from pipeline.cases import CARRIED, GREEDY, Case, make_inputs
+from pipeline.samples import Samples, choose_samples
 
 _STATES = 64  # rows whose state is computed for the cases
 
@@ -32,6 +34,18 @@ def record(module: nn.Module, signature: Signature, samples: Arrays) -> list[Cas
         _check_outputs(signature, case, eager)
         cases.append(replace(case, eager=eager, reference=answer(exact, case.inputs, wide=True)))
     return cases
+
+
+def record_samples(module: nn.Module, signature: Signature, split: Split) -> Samples:
+    """Rows of a split with what the fp64 module answers to them."""
+    exact = copy.deepcopy(module).double()
+    one = choose_samples(signature, split, rows=1)
+    (first,) = one.batches(signature)
+    size = sum(array.nbytes for array in answer(exact, first, wide=True).values())
+    rows = choose_samples(signature, split, answer_bytes=size)
+    answers = [answer(exact, some, wide=True) for some in rows.batches(signature)]
+    join = np.concatenate if signature.batch else np.stack
+    return replace(rows, reference={n: join([a[n] for a in answers]) for n in answers[0]})
 
 
 def record_sequences(
@@ -107,12 +121,18 @@ def _with_states(module: nn.Module, signature: Signature, samples: Arrays) -> Ar
 
 
 @torch.inference_mode()
-def answer(module: nn.Module, inputs: Arrays, wide: bool = False) -> Arrays:
-    """What a module says to named arrays; `wide` in fp64, which it has to be in already."""
+def answer(module: nn.Module, inputs: Arrays, wide: bool = False, single: bool = False) -> Arrays:
+    """What a module says to named arrays; `wide` in fp64, which it has to be in already.
+
+    `single` gives answers of any float type as fp32.
+    """
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     if wide:
         tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-    return {name: tensor.numpy() for name, tensor in module(**tensors).items()}
+    answers = module(**tensors)
+    if single:
+        answers = {n: t.float() if t.is_floating_point() else t for n, t in answers.items()}
+    return {name: tensor.numpy() for name, tensor in answers.items()}
 
 
 def _check_outputs(signature: Signature, case: Case, answers: Arrays) -> None:

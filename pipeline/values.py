@@ -25,6 +25,8 @@ MODEL = "model.onnx"
 TRAINED_VALUE = "trained.json"
 MODEL_VALUE = "onnx.json"
 ENGINE_VALUE = "engine.json"
+REFUSAL_VALUE = "refusal.json"
+CANDIDATES = "candidates.json"
 CERTIFICATE_VALUE = "certificate.json"
 PARTS = "parts"  # a folder with a folder for each part
 
@@ -73,8 +75,12 @@ class TrainedModel(BaseModel):
 class OnnxModel(BaseModel):
     """`export`'s result: model.onnx, the recorded cases and codec.json in `folder`.
 
-    `parts` are the digests of its parts by name, each an `OnnxModel` of the same parent; see
-    `pipeline.parts`.
+    `declared` is each tensor as the graph declares it, `ranges` the sizes of each axis as the
+    exporter understood them, None where it says nothing of them. `floors` are what lower precision
+    costs the module itself, by precision, output and case, as a share of the output's scale; see
+    `pipeline.floors`. `drift` is the greatest share of answers that lower precision may change.
+    `apart` are files by sha256 that stay here when the others go into a bundle. `parts` are the
+    digests of its parts by name, each an `OnnxModel` of the same parent; see `pipeline.parts`.
     """
 
     model_config = _FROZEN
@@ -87,6 +93,11 @@ class OnnxModel(BaseModel):
     exporter: str
     libraries: dict[str, str]
     files: dict[str, str]
+    declared: dict[str, str] = {}
+    ranges: dict[str, tuple[int, int]] | None = None
+    floors: dict[str, dict[str, dict[str, float]]] = {}
+    drift: float = 0.01
+    apart: dict[str, str] = {}
     parts: dict[str, str] = {}
 
     @property
@@ -95,7 +106,10 @@ class OnnxModel(BaseModel):
 
 
 class Engine(BaseModel):
-    """`optimize`'s result: what a backend built for one target, and how it must be opened."""
+    """`optimize`'s result: what a backend built for one target, and how it must be opened.
+
+    `kept` are nodes that stayed in fp32 where the target is of lower precision.
+    """
 
     model_config = _FROZEN
 
@@ -106,6 +120,7 @@ class Engine(BaseModel):
     options: dict[str, Any]
     built_on: dict[str, str]
     files: dict[str, str]
+    kept: tuple[str, ...] = ()
     parts: dict[str, str] = {}
 
     @property
@@ -113,14 +128,50 @@ class Engine(BaseModel):
         return digest_json(as_json(self))
 
 
+class Candidate(BaseModel):
+    """One way to build or open an engine, measured beside the others in one run.
+
+    `milliseconds` are medians a call by number of rows; `outcome` says why it was kept or not.
+    Times differ from run to run, so they are beside an engine and not in it: see CANDIDATES.
+    """
+
+    model_config = _FROZEN
+
+    name: str
+    precision: str
+    options: dict[str, Any]
+    milliseconds: dict[int, float]
+    outcome: str
+    kept: bool = False
+
+
+class Refusal(BaseModel):
+    """`optimize`'s result where an engine of a target is not worth having, and why."""
+
+    model_config = _FROZEN
+
+    folder: Path = Field(exclude=True)
+    target: str
+    parent: str
+    why: str
+
+    @property
+    def digest(self) -> str:
+        return digest_json(as_json(self))
+
+
 class Limit(BaseModel):
-    """How far one output may be from the fp64 module, as a share of its scale, and why."""
+    """How far one output may be from the fp64 module, as a share of its scale, and why.
+
+    `cases` are the limits of cases on which the module's own rounding costs more.
+    """
 
     model_config = _FROZEN
 
     scale: float
     noise_floor: float
     limit: float
+    cases: dict[str, float] = {}
 
 
 class Finding(BaseModel):
@@ -138,13 +189,102 @@ class Finding(BaseModel):
     note: str = ""
 
 
+class Promise(BaseModel):
+    """What each place says of one tensor's shape or of one axis's sizes; they have to agree.
+
+    None: that place says nothing of it.
+    """
+
+    model_config = _FROZEN
+
+    what: str
+    signature: str
+    exporter: str | None
+    graph: str | None
+    engine: str | None
+    profile: str | None
+    service: str | None
+
+    @property
+    def agreed(self) -> bool:
+        said = (self.exporter, self.graph, self.engine, self.profile, self.service)
+        return all(text in (None, self.signature) for text in said)
+
+
+class Swallowed(BaseModel):
+    """What becomes of an input that is not a number: shares of that row's values that are finite.
+
+    The service refuses such input; this is what the engine by itself does.
+    """
+
+    model_config = _FROZEN
+
+    case: str
+    output: str
+    module: float
+    engine: float
+
+
+class Drift(BaseModel):
+    """How far the answers to the task moved from the fp64 module's, over held-out rows.
+
+    `changed` is the share of answers (rows, pixels, tokens, pairs) that the engine gives otherwise,
+    with its 95 % interval, and `allowed` how much of that is. `measures` are what the task is
+    measured by, each as the module's value, the engine's, and the 95 % interval of their
+    difference. `leads` are the flips' margins in the fp64 module, as shares of the output's scale.
+    """
+
+    model_config = _FROZEN
+
+    measure: str
+    output: str
+    answers: int
+    changed: float
+    interval: tuple[float, float]
+    allowed: float
+    passed: bool
+    note: str = ""
+    measures: dict[str, tuple[float, float, float, float]] = {}
+    leads: tuple[float, ...] = ()
+
+
+class Edge(BaseModel):
+    """What one step of the way adds: the worst error over the output's scale, and its share.
+
+    `total` is the error up to there against the fp64 module.
+    """
+
+    model_config = _FROZEN
+
+    start: str
+    end: str
+    output: str
+    error: float | None
+    total: float | None
+    limit: float
+
+
+class Diagnosis(BaseModel):
+    """Where an engine that failed first goes another way than its graph or module."""
+
+    model_config = _FROZEN
+
+    case: str
+    node: str
+    operator: str
+    tensor: str
+    error: float | None
+    inputs: tuple[str, ...]
+    note: str = ""
+
+
 class Certificate(BaseModel):
     """`verify`'s result: what one engine, by digest, was held against, and whether it passed."""
 
     model_config = _FROZEN
 
     folder: Path = Field(exclude=True)
-    schema_version: int = 1
+    schema_version: int = 2
     recipe: str
     target: str
     part: str = ""  # of the model: none is the whole
@@ -157,7 +297,12 @@ class Certificate(BaseModel):
     samples: dict[str, Any]
     requested: dict[str, Any]
     effective: dict[str, Any]
+    contract: tuple[Promise, ...]
+    swallowed: tuple[Swallowed, ...]
+    drift: tuple[Drift, ...]
+    budget: tuple[Edge, ...]
     failures: tuple[str, ...]
+    diagnosis: Diagnosis | None = None
     not_run: tuple[str, ...]
     libraries: dict[str, str]
     parts: dict[str, str] = {}
@@ -169,6 +314,8 @@ class Certificate(BaseModel):
     def __bool__(self) -> bool:
         """Passed, and nothing that it records says otherwise; nothing compared is a failure."""
         agreed = all(f.passed and f.error is not None for f in self.findings)
+        agreed = agreed and all(d.passed for d in self.drift)
+        agreed = agreed and all(promise.agreed for promise in self.contract)
         return self.passed and bool(self.findings) and agreed and not self.failures
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,135 @@ from models.errors import CertificateFailed
 from models.signature import BATCH, Signature
 from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
+from pipeline.budget import spend
 from pipeline.carrying import replay_sequences
-from pipeline.cases import CARRIED, CASES_FILE, EDGE, HELD_OUT, Case, read_cases
-from pipeline.compare import CEILING, MULTIPLE, SMALLEST, Run, derive_limits, replay
+from pipeline.cases import (
+    CARRIED,
+    CASES_FILE,
+    EDGE,
+    HELD_OUT,
+    NONFINITE,
+    Case,
+    read_cases,
+)
+from pipeline.compare import BOUNDS, Run, derive_limits, replay
+from pipeline.contract import contract, disagreements
 from pipeline.decisions import check_decisions
-from pipeline.invariance import composition, invariances
+from pipeline.diverge import diagnose
+from pipeline.drift import check_drift
+from pipeline.invariance import composition, invariances, largest, reloaded
+from pipeline.nonfinite import check_nonfinite
 from pipeline.parts import check, new_part, part, save_value
 from pipeline.progress import Progress, silent
-from pipeline.values import CERTIFICATE_VALUE, CODEC, Certificate, Engine, Finding, OnnxModel
+from pipeline.samples import HELD_OUT_ROWS, Samples, read_samples
+from pipeline.values import (
+    CERTIFICATE_VALUE,
+    CODEC,
+    Certificate,
+    Drift,
+    Edge,
+    Engine,
+    Finding,
+    Limit,
+    OnnxModel,
+    Swallowed,
+)
 from pipeline.versions import libraries
 
-# What DESIGN's certificate names and this version does not do; said in every certificate.
-_DRIFT = "task drift with a confidence interval"
-_NOT_RUN = (
-    "error budget per edge up to the HTTP response, and bisection to the first diverging node",
-    "inputs that hold NaN or infinity: the service refuses them",
-)
+_THREADS = "intra_op_threads"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What engines of one graph are held against, read once: see `gather`."""
+
+    model: OnnxModel
+    codec: Codec
+    cases: list[Case]
+    samples: Samples | None
+
+    def limits(self, precision: str) -> dict[str, Limit]:
+        return derive_limits(self.cases, precision, self.model.floors.get(precision, {}))
+
+
+@dataclass
+class Examined:
+    """An engine that is being examined: what was found so far."""
+
+    findings: list[Finding] = field(default_factory=list)
+    swallowed: list[Swallowed] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    run: Run | None = None
+
+
+def gather(model: OnnxModel) -> Evidence:
+    """The recorded cases and rows of a graph.
+
+    Raises `BundleError` when a file is not the recorded one, `CertificateFailed` when there is no
+    case to derive a limit from.
+    """
+    codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
+    rows = model.folder / HELD_OUT_ROWS
+    samples = read_samples(rows) if HELD_OUT_ROWS in model.apart and rows.is_file() else None
+    evidence = Evidence(model, codec, read_cases(model.folder), samples)
+    if not evidence.limits("fp32"):
+        raise CertificateFailed(
+            f"{model.folder} holds no recorded case of real samples, so there is no limit to hold "
+            f"an engine of {model.recipe!r} to",
+            fix="export it again",
+        )
+    return evidence
+
+
+def examine(engine: Engine, evidence: Evidence, seen: Examined | None = None) -> Iterator[str]:
+    """Ask an engine everything that one graph alone is asked; each failure as it is found.
+
+    Whoever needs one failure stops there; at the end `seen` holds all that was found.
+    """
+    seen = seen if seen is not None else Examined()
+    model, cases, codec = evidence.model, evidence.cases, evidence.codec
+    wanted = find_target(engine.target)
+    tools = backend(wanted)
+    limits = evidence.limits(wanted.precision)
+
+    def opened(**changes: Any) -> Run:
+        return tools.open(engine.folder, engine.files, {**engine.options, **changes}).run
+
+    def told(findings: Iterator[Finding] | list[Finding]) -> Iterator[str]:
+        for finding in findings:
+            seen.findings.append(finding)
+            yield from said(finding)
+
+    yield from _broken_lineage(engine, model)
+    try:
+        seen.run = run = opened()
+        seen.facts, answers = tools.effective(
+            engine.folder, engine.files, engine.options, largest(cases).inputs
+        )
+    except Exception as error:  # whatever a backend raises, the engine did not run
+        seen.run, seen.facts = None, _nothing_ran(error)
+        yield f"effective: the engine did not run: {seen.facts['error']}"
+        return
+    yield from disagreements(contract(model, seen.facts["declared"]))
+    yield from told(replay(run, cases, limits))
+    yield from told(replay_sequences(run, model.signature, cases, limits))
+    yield from told(reloaded(run, largest(cases), answers, limits))
+    threads = engine.options.get(_THREADS)
+    other = None if threads is None else _another(threads)
+    threaded = (lambda: opened(**{_THREADS: other})) if other else None
+    yield from told(invariances(run, threaded, model.signature, cases, limits, codec.block))
+    findings, seen.swallowed = check_nonfinite(run, cases, limits)
+    yield from told(findings)
+    if codec.actions:
+        yield from told(check_decisions(run, cases, codec.actions, limits))
+    if evidence.samples:
+        seen.drift = check_drift(
+            run, evidence.samples, model.signature, codec, limits, wanted.precision, model.drift
+        )
+        yield from _drifted(seen.drift)
+    yield from _uncovered(model, cases, seen.findings)
+    yield from _other_than_requested(wanted, seen.facts)
 
 
 def verify(
@@ -37,62 +152,41 @@ def verify(
     `name` says which part of a model this engine is of.
 
     Every recorded case is asked again and compared with the fp64 module, laws that need no
-    reference are checked, and the engine's own declared axes and what ran on which device in which
-    precision are compared with the signature and the target. Nothing compared is a failure.
+    reference are checked, the task's answers over held-out rows are compared, and what each place
+    says of shapes, and what ran on which device in which precision, with the signature and the
+    target. Nothing compared is a failure. Of an engine that failed, the first node that goes
+    another way than its graph is looked for.
 
     Raises `BundleError` when a file is not the recorded one, `CertificateFailed` when there is no
     case to derive a limit from.
     """
     check(model)
     check(engine)
-    codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
+    evidence = gather(model)
+    cases = evidence.cases
     parts = {  # those that the engine lacks are a failure of its lineage
         n: verify(part(engine, n), part(model, n), new_part(out, n), name=n)
         for n in sorted(model.parts.keys() & engine.parts.keys())
     }
     wanted = find_target(engine.target)
-    tools = backend(wanted)
-    cases = read_cases(model.folder)
-    limits = derive_limits(cases)
-    if not limits:
-        raise CertificateFailed(
-            f"{model.folder} holds no recorded case of real samples, so there is no limit to hold "
-            f"{engine.target!r} to",
-            fix="export it again",
-        )
-
-    def reopen() -> Run:
-        return tools.open(engine.folder, engine.files, engine.options).run
-
-    run = reopen()
+    limits = evidence.limits(wanted.precision)
     progress(1, 3, f"asking {len(cases)} recorded cases")
-    findings = replay(run, cases, limits)
-    findings += replay_sequences(run, model.signature, cases, limits)
-    progress(2, 3, "checking invariances")
-    findings += invariances(run, reopen, model.signature, cases, limits, codec.block)
-    if codec.actions:
-        findings += check_decisions(run, cases, codec.actions, limits)
-    if parts:
-        opened = {n: _open_part(engine, model, n) for n in parts}
-        findings += composition(run, opened, cases, limits)
-    progress(3, 3, "reading what really ran")
-    try:
-        facts = tools.effective(engine.folder, engine.files, engine.options, cases[0].inputs)
-    except Exception as error:  # whatever a backend raises, the engine did not run
-        facts = {
-            "declared": {},
-            "nodes": [],
-            "tf32": False,
-            "error": str(error).strip().splitlines()[0][:300],
-        }
-    failures = [  # the most telling first: a person is shown that one
-        *_broken_lineage(engine, model),
-        *_other_than_declared(model.signature, facts),
-        *_said(findings),
-        *_uncovered(model, cases, findings),
-        *(f"part {n!r}: {f}" for n, value in parts.items() for f in value.failures),
-        *_other_than_requested(wanted, facts),
-    ]
+    seen = Examined()
+    failures = list(examine(engine, evidence, seen))
+    progress(2, 3, "spending the error budget")
+    budget: list[Edge] = []
+    if seen.run:
+        if parts:
+            opened = {n: _open_part(engine, model, n) for n in parts}
+            findings = composition(seen.run, opened, cases, limits)
+            seen.findings += findings
+            failures += [text for finding in findings for text in said(finding)]
+        budget = spend(seen.run, model, cases, limits)
+    failures += [f"part {n!r}: {f}" for n, value in parts.items() for f in value.failures]
+    diagnosis = None
+    if failures:
+        progress(3, 3, "looking for the first node that diverges")
+        diagnosis = diagnose(engine, model, cases, seen.findings)
     value = Certificate(
         folder=out,
         recipe=model.recipe,
@@ -103,19 +197,23 @@ def verify(
         model=model.digest,
         subject=engine.files,
         limits=limits,
-        findings=tuple(findings),
-        samples=_samples(model, cases),
+        findings=tuple(seen.findings),
+        samples=_samples(evidence),
         requested={
             "device": wanted.device,
             "precision": wanted.precision,
+            "kept_in_fp32": list(engine.kept),
             "options": engine.options,
-            "multiple_of_noise_floor": MULTIPLE,
-            "smallest_limit": SMALLEST,
-            "ceiling": CEILING,
+            "bounds": asdict(BOUNDS[wanted.precision]),
         },
-        effective=facts,
-        failures=tuple(failures),
-        not_run=_NOT_RUN if codec.actions else (_DRIFT, *_NOT_RUN),
+        effective=seen.facts,
+        contract=contract(model, seen.facts["declared"]),
+        swallowed=tuple(seen.swallowed),
+        drift=tuple(seen.drift),
+        budget=tuple(budget),
+        failures=tuple(dict.fromkeys(failures)),
+        diagnosis=diagnosis,
+        not_run=tuple(_not_run(evidence, seen, name)),
         libraries=libraries("numpy") | engine.built_on,
         parts={n: value.digest for n, value in parts.items()},
     )
@@ -123,10 +221,37 @@ def verify(
     return value
 
 
+def _not_run(evidence: Evidence, seen: Examined, part_name: str) -> Iterator[str]:
+    """What DESIGN's certificate names and this one does not speak of."""
+    yield "error budget: the HTTP and gRPC answer of the service; `fucina certify BUNDLE` adds it"
+    if evidence.samples is None:
+        yield "task drift: the held-out rows are not here"
+    elif not seen.drift:
+        why = "a part's task is its whole's" if part_name else "the codec names no answer"
+        yield f"task drift: {why}"
+    if not any(case.origin == NONFINITE for case in evidence.cases):
+        yield "inputs that are not numbers: no input holds floats"
+    if evidence.model.ranges is None:
+        yield "shapes: this exporter does not say which sizes it understood"
+    if evidence.model.signature.batch is None:
+        yield "invariances over rows: the signature has no batch axis"
+
+
 def _open_part(engine: Engine, model: OnnxModel, name: str) -> tuple[Run, Signature]:
     own = part(engine, name)
     tools = backend(find_target(own.target))
     return tools.open(own.folder, own.files, own.options).run, part(model, name).signature
+
+
+def _nothing_ran(error: Exception) -> dict[str, Any]:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return {"declared": {}, "nodes": [], "tf32": False, "error": lines[0][:300]}
+
+
+def _another(threads: int) -> int:
+    """A number of threads that the engine is not opened with: as many as cores, or one."""
+    cores = max(2, os.cpu_count() or 1)
+    return cores if threads == 1 else 1
 
 
 def require(certificate: Certificate) -> None:
@@ -163,22 +288,24 @@ def _uncovered(model: OnnxModel, cases: list[Case], findings: list[Finding]) -> 
         yield "carried: no recorded sequence, so nothing is known of state after many steps"
 
 
-def _said(findings: list[Finding]) -> Iterator[str]:
-    for finding in findings:
-        if not finding.passed:
-            got = finding.note or f"error {finding.error:.1e}"
+def said(finding: Finding) -> Iterator[str]:
+    """The line of a finding that failed; none of one that passed."""
+    if not finding.passed:
+        got = finding.note or f"error {finding.error:.1e}"
+        yield (
+            f"{finding.check}: output {finding.output!r} at {finding.case}: got {got}, "
+            f"expected {finding.limit:.1e} or less of its scale"
+        )
+
+
+def _drifted(drift: Iterable[Drift]) -> Iterator[str]:
+    for one in drift:
+        if not one.passed:
             yield (
-                f"{finding.check}: output {finding.output!r} at {finding.case}: got {got}, "
-                f"expected {finding.limit:.1e} or less of its scale"
+                f"drift: {one.measure} of output {one.output!r}: got {one.changed:.2%} of "
+                f"{one.answers} answers changed, expected {one.allowed:.2%} or less"
+                + (f" ({one.note})" if one.note else "")
             )
-
-
-def _other_than_declared(signature: Signature, facts: Mapping[str, Any]) -> Iterator[str]:
-    declared = facts.get("declared", {})
-    for spec in signature.inputs + signature.outputs:
-        got = declared.get(spec.name, "no such tensor")
-        if got != spec.declared():
-            yield f"declared: tensor {spec.name!r}: got {got}, expected {spec.declared()}"
 
 
 def _other_than_requested(wanted: Target, facts: Mapping[str, Any]) -> Iterator[str]:
@@ -189,17 +316,26 @@ def _other_than_requested(wanted: Target, facts: Mapping[str, Any]) -> Iterator[
         if node["device"] != wanted.device:
             yield f"{where} ran on {node['device']}, requested {wanted.device}"
         floats = {p for p in node["precision"].split("+") if p.startswith(("fp", "bf"))}
-        if floats - {wanted.precision}:
+        if floats - {_FLOATS[wanted.precision]}:
             yield f"{where} ran in {node['precision']}, requested {wanted.precision}"
+    if wanted.precision == "int8" and not any("int8" in n["precision"] for n in facts["nodes"]):
+        yield "effective: no node ran in int8, requested int8"
     if facts["tf32"] and wanted.precision == "fp32":
         yield "effective: TF32 is on, requested fp32"
 
 
-def _samples(model: OnnxModel, cases: list[Case]) -> dict[str, Any]:
+# What an engine of each precision may compute floats in.
+_FLOATS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "fp32"}
+
+
+def _samples(evidence: Evidence) -> dict[str, Any]:
+    model, cases = evidence.model, evidence.cases
     held_out = [case for case in cases if case.origin == HELD_OUT]
     return {
         "held_out_cases": len(held_out),
         "held_out_rows": sum(case.sizes.get(BATCH, 1) for case in held_out),
         "edge_cases": [case.name for case in cases if case.origin == EDGE],
         "sha256": model.files[CASES_FILE],
+        "drift_rows": len(evidence.samples) if evidence.samples else 0,
+        "drift_sha256": model.apart.get(HELD_OUT_ROWS),
     }

@@ -58,8 +58,8 @@ class Backend(Protocol):
         files: Mapping[str, str],
         options: Mapping[str, Any],
         inputs: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """What really ran, measured on one call.
+    ) -> tuple[dict[str, Any], Arrays]:
+        """What really ran, measured on one call of a session of its own, and what that answered.
 
         `declared` (each input and output as `TensorSpec.declared` writes it), `nodes` (name,
         operator, device, precision), counts by `devices` and `precisions` in the words of

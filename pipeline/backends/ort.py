@@ -76,13 +76,13 @@ def open(folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> 
 
 def effective(
     folder: Path, files: Mapping[str, str], options: Mapping[str, Any], inputs: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Arrays]:
     with tempfile.TemporaryDirectory() as scratch:
         settings = _settings(options)
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(scratch) / "profile")
         session = _session(folder, options, settings)
-        session.run(None, dict(inputs))
+        answers = OrtSession(session).run(inputs)
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes = []
     for event in events:
@@ -97,7 +97,7 @@ def effective(
                     "precision": "+".join(sorted(_PRECISIONS.get(d) or d for d in dtypes)),
                 }
             )
-    return {
+    facts = {
         "declared": {
             value.name: f"{_DTYPES.get(value.type, value.type)}[{', '.join(map(str, value.shape))}]"
             for value in (*session.get_inputs(), *session.get_outputs())
@@ -107,6 +107,7 @@ def effective(
         "precisions": dict(Counter(node["precision"] for node in nodes)),
         "tf32": False,  # the CPU has no such mode
     }
+    return facts, answers
 
 
 def _session(

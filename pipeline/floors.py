@@ -1,0 +1,68 @@
+"""Noise floors: what lower precision costs the module itself, on the samples an engine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from models.signature import Arrays, Signature
+from pipeline.cases import EDGE, HELD_OUT, Case
+from pipeline.compare import array_scale, relative_error
+from pipeline.quantised import quantised
+from pipeline.recording import answer
+from pipeline.samples import Samples
+
+Floors = dict[str, dict[str, dict[str, float]]]  # precision, output, case
+
+_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def measure_floors(
+    module: nn.Module, signature: Signature, cases: list[Case], calibration: Samples
+) -> Floors:
+    """max |y' - y64| / scale of the module in each lower precision, by output and case.
+
+    fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked are the held-out case of
+    usual sizes, under `HELD_OUT`, and every edge case under its name. The scale is that of the
+    held-out answers. A precision that cannot answer, such as fp16 beyond its largest number, or
+    that torch does not implement for an operator, has no floor there.
+    """
+    usual = {name: axis.opt for name, axis in signature.axes.items()}
+    asked = [c for c in cases if c.origin == EDGE or (c.origin, c.sizes) == (HELD_OUT, usual)]
+    held_out = [case for case in cases if case.origin == HELD_OUT]
+    scales = {
+        name: max(array_scale(case.reference[name]) for case in held_out)
+        for name, array in held_out[0].reference.items()
+        if array.dtype.kind == "f"
+    }
+    ways: dict[str, Callable[[Arrays], Arrays]] = {}
+    for precision, dtype in _AUTOCAST.items():
+        ways[precision] = lambda inputs, dtype=dtype: _autocast(module, inputs, dtype)
+    floors = {precision: _measure(way, asked, scales) for precision, way in ways.items()}
+    if signature.recurrence is None:
+        copy = quantised(module, calibration)
+        floors["int8"] = _measure(lambda inputs: answer(copy, inputs), asked, scales)
+    return floors
+
+
+def _measure(
+    way: Callable[[Arrays], Arrays], asked: list[Case], scales: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {name: {} for name in scales}
+    for case in asked:
+        try:
+            answers = way(case.inputs)
+        except (RuntimeError, NotImplementedError):  # of an operator that lacks this precision
+            continue
+        for name, scale in scales.items():
+            error = relative_error(answers[name], case.reference[name], scale)
+            if error is not None:
+                found[name][HELD_OUT if case.origin == HELD_OUT else case.name] = error
+    return found
+
+
+def _autocast(module: nn.Module, inputs: Arrays, dtype: torch.dtype) -> Arrays:
+    with torch.autocast("cpu", dtype):
+        return answer(module, inputs, single=True)
