@@ -40,8 +40,9 @@ class Case:
 def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list[Case]:
     """The cases to record: held-out samples at every corner, and edge inputs, without answers.
 
-    Then held-out samples with a value in their first row that is not finite. `samples` holds real rows for each input, the row axis first. Other axes are cut, or continued
-    by repetition, to the size that the corner asks for. Without a batch axis a case is one row.
+    Then held-out samples with a value in their first row that is not finite. `samples` holds real
+    rows for each input, the row axis first. Other axes are cut, or continued by repetition, to the
+    size that the corner asks for. Without a batch axis a case is one row.
     """
     cases = []
     start = 0

@@ -1,4 +1,4 @@
-"""Samples: rows of a split as one table, for what is measured over many rows and not over shapes."""
+"""Samples: rows of a split as one table, for what is measured over rows and not over shapes."""
 
 from __future__ import annotations
 
