@@ -19,7 +19,7 @@ test: $(VENV)/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
-	FUCINA_DATA="$${FUCINA_DATA-$(wildcard ../shared/data)}" $(BIN)/python -m pytest
+	FUCINA_DATA="$${FUCINA_DATA-$(wildcard ../shared/data)}" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

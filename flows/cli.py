@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows import BUNDLE_LINK, RUN_FILE, experimenting
+from flows import BUNDLE_LINK, RUN_FILE, certifying, experimenting, mutating
 from models.errors import BadSetting, FucinaError, MissingArtifact, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import MANIFEST
@@ -239,8 +239,11 @@ def _stage_command(stage: str, help_text: str) -> None:
         parts = stages.resumed(job, stage)
         with shown():
             made = stages.advance(job, stage, parts, listener.get()(job.recipe.name, stage))
-        document = output.describe_stage(job, made)
-        output.print_json(document) if as_json else output.print_facts(document)
+        if stage == "verify" and not as_json:
+            output.print_certificates(made.certificates)
+        else:
+            document = output.describe_stage(job, made)
+            output.print_json(document) if as_json else output.print_facts(document)
         if stage == "verify":
             for certificate in made.certificates:
                 require(certificate)
@@ -312,3 +315,5 @@ def _run_folder(name: str, out: Path) -> Path:
 
 
 experimenting.register(cli, job_options, _job, _device)
+mutating.register(cli, out_option, as_json, _chosen)
+certifying.register(cli)

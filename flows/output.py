@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,8 +18,10 @@ from rich.table import Table
 from flows import BUNDLE_LINK
 from models.recipe import Recipe
 from pipeline.bundle import Bundle
+from pipeline.certificate_text import certificate_text, operators, worst_findings
 from pipeline.compare import worst_ratio
-from pipeline.values import Certificate, Engine, OnnxModel, TrainedModel
+from pipeline.parts import part
+from pipeline.values import CERTIFICATE_VALUE, Certificate, Engine, OnnxModel, TrainedModel
 
 if TYPE_CHECKING:  # these bring torch along, which `fucina serve` does without
     from flows.stages import Job, Parts
@@ -107,14 +109,15 @@ def describe_stage(job: Job, parts: Parts) -> dict[str, Any]:
     if parts.bundle:
         return facts | describe_bundle(job, parts.bundle)
     if parts.certificates:
-        rows = [_describe_certificate(certificate) for certificate in parts.certificates]
+        rows = [describe_certificate(certificate) for certificate in parts.certificates]
         return facts | {"certificates": rows}
     if parts.engines:
         rows = [
             {"target": engine.target, "options": engine.options, **_place(engine)}
             for engine in parts.engines
         ]
-        return facts | {"engines": rows}
+        refused = {refusal.target: refusal.why for refusal in parts.refusals}
+        return facts | {"engines": rows} | ({"refused": refused} if refused else {})
     if parts.model:
         signature = parts.model.signature
         return facts | {
@@ -141,16 +144,37 @@ def _place(value: TrainedModel | OnnxModel | Engine | Certificate) -> dict[str, 
     return {"path": str(value.folder), "digest": value.digest}
 
 
-def _describe_certificate(certificate: Certificate) -> dict[str, Any]:
+def describe_certificate(certificate: Certificate) -> dict[str, Any]:
+    facts = certificate.model_dump(
+        mode="json", include={"failures", "not_run", "contract", "swallowed", "drift", "budget"}
+    )
     return {
         "target": certificate.target,
-        "passed": certificate.passed,
+        "passed": bool(certificate),
         "comparisons": len(certificate.findings),
         "worst_error_over_limit": _worst(certificate),
-        "failures": list(certificate.failures),
-        "not_run": list(certificate.not_run),
+        "worst": [
+            finding.model_dump(mode="json", include={"check", "case", "output", "error", "limit"})
+            for finding in worst_findings(certificate)
+        ],
+        **facts,
+        "diagnosis": certificate.diagnosis and certificate.diagnosis.model_dump(mode="json"),
+        "requested": certificate.requested,
+        "precisions": [
+            {"operator": operator, "precision": precision, "device": device, "nodes": nodes}
+            for operator, precision, device, nodes in operators(certificate)
+        ],
         **_place(certificate),
     }
+
+
+def print_certificates(certificates: Iterable[Certificate]) -> None:
+    """Each certificate and those of its parts in words, and where it lies."""
+    for certificate in certificates:
+        parts = [part(certificate, name) for name in sorted(certificate.parts)]
+        for value in (certificate, *parts):
+            print("\n".join(certificate_text(value)))
+        print(f"  {certificate.folder / CERTIFICATE_VALUE}")
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -161,12 +185,12 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def _lines(value: object, indent: str) -> Iterator[str]:
     items = value.items() if isinstance(value, dict) else enumerate(cast("list[object]", value), 1)
-    for key, part in items:
-        if isinstance(part, dict | list) and part:
+    for key, item in items:
+        if isinstance(item, dict | list) and item:
             yield f"{indent}{key}:"
-            yield from _lines(part, indent + "  ")
+            yield from _lines(item, indent + "  ")
         else:
-            yield f"{indent}{key}: {part}"
+            yield f"{indent}{key}: {item}"
 
 
 def print_recipes(rows: list[dict[str, Any]]) -> None:

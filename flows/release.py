@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,26 @@ from flows import stages
 from flows.console import listener
 from flows.logged import logged
 from flows.stages import Job
-from models.errors import DataUnavailable
+from models.errors import BuildFailed, DataUnavailable
 from pipeline.artifacts import load
 from pipeline.backends import DEFAULT_TARGET
-from pipeline.compare import ratio
+from pipeline.certificate_text import certificate_markdown
 from pipeline.progress import Progress
 from pipeline.values import (
     CERTIFICATE_VALUE,
     ENGINE_VALUE,
     MODEL_VALUE,
+    REFUSAL_VALUE,
     TRAINED_VALUE,
     Certificate,
     Engine,
-    Finding,
     OnnxModel,
+    Refusal,
     TrainedModel,
 )
 from pipeline.verify import require
 
-Record = dict[str, str]  # path and sha256: what goes from task to task
+Record = dict[str, str]  # path, sha256, perhaps why it was refused: what goes from task to task
 Plan = dict[str, Any]  # the fields of a `Job` but its reference, as JSON
 
 
@@ -70,7 +70,8 @@ def export(reference: str, plan: Plan, trained: Record) -> Record:
 def optimize(reference: str, plan: Plan, model: Record, target: str) -> Record:
     job = _job(reference, plan)
     source = load(OnnxModel, Path(model["path"]), MODEL_VALUE)
-    return _record(stages.optimize(job, source, target, _progress(job, "optimize")))
+    made = stages.optimize(job, source, target, _progress(job, "optimize"))
+    return _record(made) | ({"refused": made.why} if isinstance(made, Refusal) else {})
 
 
 @task(name="verify", task_run_name="verify {reference} {target}", cache_policy=NO_CACHE)
@@ -99,6 +100,7 @@ def package(
     model: Record,
     engines: list[Record],
     certificates: list[Record],
+    refused: list[Record],
 ) -> Record:
     pairs = [
         (
@@ -114,6 +116,7 @@ def package(
         load(OnnxModel, Path(model["path"]), MODEL_VALUE),
         pairs,
         _progress(job, "package"),
+        [load(Refusal, Path(one["path"]), REFUSAL_VALUE) for one in refused],
     )
     return {"path": str(bundle.folder), "sha256": bundle.digest}
 
@@ -135,46 +138,23 @@ def release(
     plan: Plan = {"data": data, "changes": changes or {}, "out": out, "device": device}
     trained = train(reference, plan)
     model = export(reference, plan, trained)
-    engines = [optimize(reference, plan, model, name) for name in names]
+    made = {name: optimize(reference, plan, model, name) for name in names}
+    refused = [one for one in made.values() if "refused" in one]
+    engines = {name: one for name, one in made.items() if "refused" not in one}
+    if not engines:
+        raise BuildFailed(refused[0]["refused"], fix=f"use --target {DEFAULT_TARGET}")
     certificates = [
-        verify(reference, plan, model, engine, name)
-        for name, engine in zip(names, engines, strict=True)
+        verify(reference, plan, model, engine, name) for name, engine in engines.items()
     ]
-    bundle = package(reference, plan, trained, model, engines, certificates)
+    bundle = package(reference, plan, trained, model, list(engines.values()), certificates, refused)
     return {"train": trained, "export": model, "package": bundle}
-
-
-def certificate_markdown(certificate: Certificate) -> str:
-    """A certificate as a person reads it in the Prefect UI."""
-    verdict = "passed" if certificate else "FAILED"
-    lines = [
-        f"# {certificate.recipe} on {certificate.target}: {verdict}",
-        "",
-        "| check | worst case | output | error / scale | limit |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for check in dict.fromkeys(finding.check for finding in certificate.findings):
-        finding = max((f for f in certificate.findings if f.check == check), key=_badness)
-        error = finding.note if finding.error is None else f"{finding.error:.1e}"
-        lines.append(
-            f"| {check} | {finding.case} | {finding.output} | {error} | {finding.limit:.1e} |"
-        )
-    lines += ["", *(f"- failed: {text}" for text in certificate.failures)]
-    lines += [f"- not run: {text}" for text in certificate.not_run]
-    lines += ["", *(f"`{name}` sha256 `{sha}`" for name, sha in certificate.subject.items())]
-    return "\n".join(lines)
-
-
-def _badness(finding: Finding) -> float:
-    size = ratio(finding)
-    return math.inf if size is None else size
 
 
 def _job(reference: str, plan: Plan) -> Job:
     return Job(reference, **{**plan, "out": Path(plan["out"])})
 
 
-def _record(value: TrainedModel | OnnxModel | Engine | Certificate) -> Record:
+def _record(value: TrainedModel | OnnxModel | Engine | Refusal | Certificate) -> Record:
     return {"path": str(value.folder), "sha256": value.digest}
 
 

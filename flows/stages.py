@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from flows import BUNDLE_LINK, RUN_FILE
 from models.datasets import Dataset
-from models.errors import BundleError, MissingArtifact
+from models.errors import BuildFailed, BundleError, MissingArtifact
 from models.recipe import Recipe
 from models.zoo import find
 from pipeline.artifacts import digest_json, load, new_folder, point, write_json
@@ -40,10 +40,12 @@ from pipeline.values import (
     CERTIFICATE_VALUE,
     ENGINE_VALUE,
     MODEL_VALUE,
+    REFUSAL_VALUE,
     TRAINED_VALUE,
     Certificate,
     Engine,
     OnnxModel,
+    Refusal,
     TrainedModel,
 )
 from pipeline.versions import folder_digest, libraries, source_digest
@@ -95,6 +97,7 @@ class Parts:
     trained: TrainedModel | None = None
     model: OnnxModel | None = None
     engines: tuple[Engine, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     bundle: Bundle | None = None
 
@@ -120,15 +123,31 @@ def advance(
         case "export", Parts(trained=TrainedModel() as trained):
             return replace(parts, model=export(job, trained, progress, only_resume))
         case "optimize", Parts(model=OnnxModel() as model):
-            engines = [optimize(job, model, t, progress, only_resume) for t in job.targets]
-            return replace(parts, engines=tuple(engines))
+            made = [optimize(job, model, t, progress, only_resume) for t in job.targets]
+            engines, refusals = sort_out(made)
+            return replace(parts, engines=engines, refusals=refusals)
         case "verify", Parts(model=OnnxModel() as model):
             found = [verify(job, e, model, progress, only_resume) for e in parts.engines]
             return replace(parts, certificates=tuple(found))
         case "package", Parts(trained=TrainedModel() as trained, model=OnnxModel() as model):
             pairs = list(zip(parts.engines, parts.certificates, strict=True))
-            return replace(parts, bundle=package(job, trained, model, pairs, progress))
+            bundle = package(job, trained, model, pairs, progress, parts.refusals)
+            return replace(parts, bundle=bundle)
     raise ValueError(f"{stage!r} is not the stage after {parts}")
+
+
+def sort_out(
+    made: Sequence[Engine | Refusal],
+) -> tuple[tuple[Engine, ...], tuple[Refusal, ...]]:
+    """Engines, and what is not worth having beside them.
+
+    Raises `BuildFailed` when not one engine is left.
+    """
+    engines = tuple(one for one in made if isinstance(one, Engine))
+    refusals = tuple(one for one in made if isinstance(one, Refusal))
+    if not engines:
+        raise BuildFailed(refusals[0].why, fix=f"use --target {DEFAULT_TARGET}")
+    return engines, refusals
 
 
 def train(job: Job, progress: Progress = silent, only_resume: bool = False) -> TrainedModel:
@@ -178,8 +197,8 @@ def export(
 
 def optimize(
     job: Job, model: OnnxModel, target: str, progress: Progress = silent, only_resume: bool = False
-) -> Engine:
-    """Optimize for one target, or take what is there."""
+) -> Engine | Refusal:
+    """Optimize for one target, or take what is there; a refusal is a result like any other."""
     from pipeline.optimize import optimize as stage
 
     module = backend_module(find_target(target))
@@ -194,7 +213,12 @@ def optimize(
     def make(out: Path) -> object:
         return stage(model, target, out, progress=progress)
 
-    return _resume(job, "optimize", key, _reader(Engine, ENGINE_VALUE), make, only_resume)
+    def read(folder: Path) -> Engine | Refusal:
+        if (folder / REFUSAL_VALUE).is_file():
+            return load(Refusal, folder, REFUSAL_VALUE)
+        return _reader(Engine, ENGINE_VALUE)(folder)
+
+    return _resume(job, "optimize", key, read, make, only_resume)
 
 
 def verify(
@@ -225,6 +249,7 @@ def package(
     model: OnnxModel,
     engines: list[tuple[Engine, Certificate]],
     progress: Progress = silent,
+    refusals: Sequence[Refusal] = (),
 ) -> Bundle:
     """Package certified engines, or take the bundle that is there; `bundle` then links to it."""
     from pipeline.package import package as stage
@@ -245,7 +270,7 @@ def package(
 
     bundle = _resume(job, "package", key, open_bundle, make)
     point(job.folder / BUNDLE_LINK, bundle.folder)
-    _write_run(job, trained, model, engines, bundle)
+    _write_run(job, trained, model, engines, refusals, bundle)
     return bundle
 
 
@@ -254,6 +279,7 @@ def _write_run(
     trained: TrainedModel,
     model: OnnxModel,
     engines: list[tuple[Engine, Certificate]],
+    refusals: Sequence[Refusal],
     bundle: Bundle,
 ) -> None:
     def place(folder: Path) -> str:
@@ -268,6 +294,7 @@ def _write_run(
             "train": place(trained.folder),
             "export": place(model.folder),
             "optimize": [place(engine.folder) for engine, _ in engines],
+            "refused": [place(refusal.folder) for refusal in refusals],
             "verify": [place(certificate.folder) for _, certificate in engines],
             "package": place(bundle.folder),
             "bundle_digest": bundle.digest,

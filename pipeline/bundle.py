@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from models.errors import (
 )
 from models.recipe import Kind
 from models.signature import Signature
-from pipeline.artifacts import check_files, digest_bytes, load
+from pipeline.artifacts import check_files, digest_bytes, load, write_json
 from pipeline.backends import DEFAULT_TARGET, Session, backend, target
 from pipeline.carrying import replay_sequences
 from pipeline.cases import CASES_FILE, Case, read_cases
@@ -29,10 +30,12 @@ from pipeline.values import (
     CODEC,
     ENGINE_VALUE,
     MODEL,
+    MODEL_VALUE,
     PARTS,
     Certificate,
     Engine,
     Finding,
+    OnnxModel,
 )
 
 Value = TypeVar("Value", bound=BaseModel)
@@ -133,14 +136,20 @@ class Bundle:
     def certificate(self, name: str = DEFAULT_TARGET) -> Certificate:
         """The certificate of a target's engine.
 
-        Raises `CertificateFailed` unless it passed and speaks of these very files.
+        Raises `CertificateFailed` unless it passed and speaks of this very engine, of these files,
+        and holds the certificates of all its parts.
         """
         engine = self.engine(name)
         certificate = load(Certificate, engine.folder, CERTIFICATE_VALUE)
-        if not certificate or certificate.subject != engine.files:
+        own = (engine.digest, engine.files, engine.parent, name)
+        said = (certificate.engine, certificate.subject, certificate.model, certificate.target)
+        parts = {part: one.certificate(name).digest for part, one in self.parts.items()}
+        if not certificate or said != own or certificate.parts != parts:
             raise CertificateFailed(
                 f"engine {name!r} of bundle {self.manifest.name!r} has no passed certificate of "
                 f"its own files",
+                got="one that failed" if not certificate else f"one of {certificate.engine[:12]}",
+                expected=f"one of {engine.digest[:12]}",
                 fix="package it again after `fucina verify`",
             )
         return certificate
@@ -150,6 +159,21 @@ class Bundle:
         self.certificate(name)
         engine = self.engine(name)
         return backend(target(name)).open(engine.folder, engine.files, engine.options)
+
+    def unpack(self, name: str, out: Path) -> tuple[OnnxModel, Engine]:
+        """The graph and the engine of a target in `out`, laid out as they were before packaging.
+
+        What a graph keeps `apart`, such as tables of rows, is not in a bundle.
+        """
+        engine = self.engine(name)
+        shutil.copytree(engine.folder, out, dirs_exist_ok=True)
+        shutil.copy2(self.folder / MODEL_VALUE, out)
+        shutil.copy2(self.folder / MODEL, out)
+        shutil.copy2(self.folder / CASES / CASES_FILE, out)
+        write_json(out / CODEC, self.codec.model_dump(mode="json"))
+        for part, one in self.parts.items():
+            one.unpack(name, out / PARTS / part)
+        return load(OnnxModel, out, MODEL_VALUE), load(Engine, out, ENGINE_VALUE)
 
     def cases(self) -> list[Case]:
         return read_cases(self.folder / CASES)

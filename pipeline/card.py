@@ -14,8 +14,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from models.recipe import Recipe
 from models.signature import TensorSpec
 from pipeline.artifacts import write_bytes
+from pipeline.certificate_text import (
+    budget_words,
+    contract_words,
+    drift_words,
+    located,
+    ran_words,
+    why,
+)
 from pipeline.compare import worst_ratio
 from pipeline.values import EVALUATION, Certificate, TrainedModel
+from pipeline.wording import number, percent, times
 
 
 @dataclass(frozen=True)
@@ -72,17 +81,6 @@ def changed(trained: TrainedModel) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def number(value: object) -> str:
-    """A number as people read it: thousands marked, four digits, small ones as 1.2e-05."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.2g}"
-    return f"{value:.4g}"
-
-
 def span(spec: TensorSpec) -> str:
     """The range of values that a tensor is meant to hold."""
     match spec.low, spec.high:
@@ -104,21 +102,6 @@ def interval(metric: Measured) -> str:
     return f"{low} to {high}"
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def times(value: float | None) -> str:
-    """Error over limit in words that stay true: nothing is rounded to 0."""
-    if value is None:
-        return "not a number"
-    if value == 0:
-        return "0"
-    if value < 0.001:
-        return "below 0.001"
-    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
-
-
 def _escape(value: object) -> str:
     """Text that Markdown shows as it is, on one line."""
     text = " ".join(str(value).split())
@@ -135,4 +118,12 @@ _MARKDOWN = Environment(
 )
 _MARKDOWN.filters.update(
     text=_escape, number=number, percent=percent, times=times, span=span, interval=interval
+)
+_MARKDOWN.globals.update(
+    why=why,
+    contract_words=contract_words,
+    drift_words=drift_words,
+    budget_words=budget_words,
+    ran_words=ran_words,
+    located=located,
 )

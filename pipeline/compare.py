@@ -31,10 +31,13 @@ class Bounds:
 # fp32: kernels add in another order, which moves the last bits as often as torch's own order does.
 # Sound engines measured 4e-7 or less; with 2 % of one weight tensor scaled by 1.5 published nets
 # measured 5e-5 or more, ours 1e-2.
-# int8: rounding at a step's middle falls either way, and a wrong step is a whole step.
+# int8: kernels round the sums of a layer otherwise than the module does, and what is near a step's
+# middle falls either way. Sound engines measured 3.8 floors or less on eleven recipes. Weights in 4
+# bits or with their neighbour channel's step in all layers, or a first range of a quarter, measured
+# 20 or more; in one layer alone most measured 6 or more.
 BOUNDS = {
     "fp32": Bounds(multiple=16.0, smallest=1e-6, ceiling=1e-5),
-    "int8": Bounds(multiple=4.0, smallest=1e-3, ceiling=0.25),
+    "int8": Bounds(multiple=5.0, smallest=1e-3, ceiling=0.25),
 }
 
 Run = Callable[[Mapping[str, Any]], Arrays]

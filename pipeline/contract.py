@@ -11,18 +11,19 @@ from pipeline.values import OnnxModel, Promise
 def contract(model: OnnxModel, declared: Mapping[str, str]) -> tuple[Promise, ...]:
     """A row for each tensor's shape and for each axis's sizes.
 
-    `declared` is each tensor as the engine declares it. The service validates and describes
-    requests by the signature's JSON schema, whose bounds are read back here; the profile is what a
-    compiler is told.
+    `declared` is each tensor as the engine declares it; empty where it did not run. The service
+    validates and describes requests by the signature's JSON schema, whose bounds are read back
+    here; the profile is what a compiler is told.
     """
     signature = model.signature
+    declared = {n: model.spelled.get(n, {}).get(text, text) for n, text in declared.items()}
     rows = [
         Promise(
             what=f"tensor {spec.name}",
             signature=spec.declared(),
             exporter=None,
             graph=model.declared.get(spec.name, "no such tensor"),
-            engine=declared.get(spec.name, "no such tensor"),
+            engine=declared.get(spec.name, "no such tensor") if declared else None,
             profile=None,
             service=None,
         )

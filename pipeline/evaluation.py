@@ -78,7 +78,7 @@ def _counts_rows(name: str, value: float, rows: int) -> bool:
     )
 
 
-def wilson(hits: int, rows: int) -> tuple[float, float]:
+def wilson(hits: float, rows: float) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927)."""
     z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
     share = hits / rows

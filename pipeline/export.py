@@ -46,7 +46,10 @@ from pipeline.versions import libraries
 _OPSET = 18
 _OPSETS = range(17, 21)
 _ANSWERED = 1024  # rows of which a part's answers are the next one's samples
+# Of rows apart from the cases, at most.
 _CALIBRATION = 256
+_VALIDATION = 256
+_HELD_OUT = 1024
 
 
 def export(
@@ -122,8 +125,11 @@ def _export(
     write_cases(cases, out)
     rows = choose_samples(signature, calibration, rows=_CALIBRATION)
     write_samples(replace(rows, targets={}), out / CALIBRATION_ROWS)
-    for split, file in ((validation, VALIDATION_ROWS), (held_out, HELD_OUT_ROWS)):
-        write_samples(record_samples(module, signature, split), out / file)
+    for split, most, file in (
+        (validation, _VALIDATION, VALIDATION_ROWS),
+        (held_out, _HELD_OUT, HELD_OUT_ROWS),
+    ):
+        write_samples(record_samples(module, signature, split, most), out / file)
     write_json(out / CODEC, codec.model_dump(mode="json"))
     step(f"{name}running the graph on every case")
     _check_answers(out / MODEL, signature, cases, recipe.name)
@@ -174,10 +180,8 @@ def _trace(
             if recipe.exporter == "dynamo":
                 graph, ranges = _trace_dynamo(module, signature, example, inputs, outputs)
             else:
-                graph, ranges = (
-                    _trace_torchscript(module, signature, example, inputs, outputs),
-                    None,
-                )
+                graph = _trace_torchscript(module, signature, example, inputs, outputs)
+                ranges = None
     except ExportFailed:
         raise
     except Exception as error:

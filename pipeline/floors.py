@@ -24,14 +24,14 @@ def measure_floors(
 ) -> Floors:
     """max |y' - y64| / scale of the module in each lower precision, by output and case.
 
-    fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked are the held-out case of
-    usual sizes, under `HELD_OUT`, and every edge case under its name. The scale is that of the
+    fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked are the largest held-out
+    case, under `HELD_OUT`, and every edge case under its name. The scale is that of the
     held-out answers. A precision that cannot answer, such as fp16 beyond its largest number, or
     that torch does not implement for an operator, has no floor there.
     """
-    usual = {name: axis.opt for name, axis in signature.axes.items()}
-    asked = [c for c in cases if c.origin == EDGE or (c.origin, c.sizes) == (HELD_OUT, usual)]
     held_out = [case for case in cases if case.origin == HELD_OUT]
+    largest = max(held_out, key=lambda case: sum(a.size for a in case.inputs.values()))
+    asked = [largest, *(case for case in cases if case.origin == EDGE)]
     scales = {
         name: max(array_scale(case.reference[name]) for case in held_out)
         for name, array in held_out[0].reference.items()

@@ -1,38 +1,155 @@
-"""Optimize: a backend turns the portable graph into an engine for one target."""
+"""Optimize: a backend turns the portable graph into an engine for one target, or it is refused."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
-from pipeline.artifacts import digest_files
-from pipeline.backends import backend
+from pipeline.artifacts import digest_files, save, write_json
+from pipeline.backends import Built, Target, backend, rival
 from pipeline.backends import target as find_target
+from pipeline.candidates import Way, calls, mean, measure, settle
+from pipeline.cases import HELD_OUT, Case, read_cases
+from pipeline.compare import derive_limits, replay
+from pipeline.lowering import lower
 from pipeline.parts import new_part, part, save_value
 from pipeline.progress import Progress, silent
-from pipeline.values import MODEL, Engine, OnnxModel
+from pipeline.values import (
+    CANDIDATES,
+    MODEL,
+    REFUSAL_VALUE,
+    Candidate,
+    Engine,
+    OnnxModel,
+    Refusal,
+)
+
+# An engine of lower precision answers otherwise than the module; for less than this it is not
+# worth it.
+_PAYS = 1.2
 
 
-def optimize(model: OnnxModel, target: str, out: Path, *, progress: Progress = silent) -> Engine:
-    """Build the engine of a target into `out`, with the options that open it, and its parts'.
+def optimize(
+    model: OnnxModel, target: str, out: Path, *, progress: Progress = silent
+) -> Engine | Refusal:
+    """Build the engine of a target into `out`, and its parts', to be opened the fastest way.
 
-    Raises `TargetUnavailable` or `BuildFailed`.
+    Of a target of lower precision nodes stay in fp32 until the task's answers hold; it is refused
+    where that leaves nothing, or nothing that is faster than fp32. All ways that were measured
+    are in candidates.json. Raises `TargetUnavailable` or `BuildFailed`.
     """
-    wanted = find_target(target)
-    progress(0, 1, f"building {target}")
-    built = backend(wanted).build(model.folder / MODEL, model.signature, wanted, out)
+    return _optimize(model, find_target(target), out, progress, whole=True)
+
+
+def _optimize(
+    model: OnnxModel, target: Target, out: Path, progress: Progress, whole: bool
+) -> Engine | Refusal:
+    cases = read_cases(model.folder)
+    progress(0, 2, f"building {target.name}")
+    kept: tuple[str, ...] = ()
+    if target.precision == "fp32":
+        built = backend(target).build(model.folder / MODEL, model.signature, target, out)
+    else:
+        lowered = lower(model, target, cases, out)
+        if lowered.built is None:
+            return _refuse(model, target, out, lowered.why)
+        built, kept = lowered.built, lowered.kept
+    progress(1, 2, f"measuring {target.name}")
+    candidates, against = _measure(model, target, cases, built, out)
+    ours = next(candidate for candidate in candidates if candidate.kept)
+    if against:
+        faster = mean(against.milliseconds) / mean(ours.milliseconds)
+        # A part is there for its whole, whether it alone is faster or not.
+        if whole and faster < _PAYS:
+            why = (
+                f"it is {faster:.2f} times as fast as {against.name}, expected {_PAYS} or more"
+                + (f", with {len(kept)} nodes in fp32" if kept else "")
+            )
+            return _refuse(model, target, out, why, candidates)
+    parts: dict[str, str] = {}
+    for name in model.parts:
+        piece = _optimize(part(model, name), target, new_part(out, name), silent, whole=False)
+        if isinstance(piece, Refusal):
+            return _refuse(model, target, out, f"part {name!r}: {piece.why}", candidates)
+        parts[name] = piece.digest
+    write_json(out / CANDIDATES, [candidate.model_dump(mode="json") for candidate in candidates])
     value = Engine(
         folder=out,
-        target=target,
+        target=target.name,
         parent=model.digest,
         signature=model.signature,
-        options=built.options,
+        options=ours.options,
         built_on=built.built_on,
         files=digest_files(out, list(built.files)),
-        parts={
-            name: optimize(part(model, name), target, new_part(out, name)).digest
-            for name in model.parts
-        },
+        kept=kept,
+        parts=parts,
     )
     save_value(value)
-    progress(1, 1, f"built {target}")
+    progress(2, 2, f"built {target.name}")
+    return value
+
+
+def _measure(
+    model: OnnxModel, target: Target, cases: list[Case], built: Built, out: Path
+) -> tuple[list[Candidate], Candidate | None]:
+    """Every way to open the engine and, below fp32, the same ways of fp32 and the best of those."""
+    held_out = [case for case in cases if case.origin == HELD_OUT]
+    floors = model.floors.get(target.precision, {})
+    limits = derive_limits(cases, target.precision, floors)
+
+    def why_not(way: Way) -> str:
+        failed = [f for f in replay(way.run, held_out, limits) if not f.passed]
+        return f"output {failed[0].output!r} at {failed[0].case}" if failed else ""
+
+    with tempfile.TemporaryDirectory() as folder:
+        ways = _ways(target, built, out)
+        if target.precision != "fp32":
+            other = rival(target)
+            plain = backend(other).build(model.folder / MODEL, model.signature, other, Path(folder))
+            ways += _ways(other, plain, Path(folder))
+        times = measure(ways, calls(model.signature, cases))
+    own = [way for way in ways if way.precision == target.precision]
+    candidates = settle(own, times[: len(own)], why_not)
+    rivals = [
+        Candidate(
+            name=way.name, precision=way.precision, options=way.options, milliseconds=taken,
+            outcome="measured beside it",
+        )
+        for way, taken in zip(ways[len(own) :], times[len(own) :], strict=True)
+    ]  # fmt: skip
+    best = min(rivals, key=lambda candidate: mean(candidate.milliseconds), default=None)
+    return candidates + rivals, best
+
+
+def _ways(target: Target, built: Built, folder: Path) -> list[Way]:
+    tools = backend(target)
+    files = digest_files(folder, list(built.files))
+    return [
+        Way(f"{target.precision}, {name}", target.precision, options, session.run)
+        for name, options in tools.ways(built.options).items()
+        for session in [tools.open(folder, files, options)]
+    ]
+
+
+def _refuse(
+    model: OnnxModel, target: Target, out: Path, why: str, candidates: list[Candidate] | None = None
+) -> Refusal:
+    """Say why there is no engine, with what was measured, and leave nothing else in `out`."""
+    for path in out.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    said = [
+        candidate.model_copy(update={"kept": False, "outcome": "refused"})
+        if candidate.kept
+        else candidate
+        for candidate in candidates or []
+    ]
+    write_json(out / CANDIDATES, [candidate.model_dump(mode="json") for candidate in said])
+    value = Refusal(
+        folder=out,
+        target=target.name,
+        parent=model.digest,
+        why=f"{model.recipe} has no engine for {target.name}: {why}",
+    )
+    save(value, out, REFUSAL_VALUE)
     return value

@@ -35,6 +35,7 @@ from pipeline.values import (
     CODEC,
     ENGINE_VALUE,
     MODEL,
+    MODEL_VALUE,
     PARTS,
     WEIGHTS,
     Certificate,
@@ -132,6 +133,7 @@ def _copy_graph(model: OnnxModel, engines: Sequence[tuple[Engine, Certificate]],
     check_files(model.folder, model.files)
     (out / CASES).mkdir(parents=True)
     shutil.copy2(model.folder / MODEL, out / MODEL)
+    save(model, out, MODEL_VALUE)
     shutil.copy2(model.folder / CASES_FILE, out / CASES / CASES_FILE)
     for engine, certificate in engines:
         _copy_engine(engine, certificate, out / ENGINES / engine.target)

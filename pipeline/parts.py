@@ -44,15 +44,19 @@ def save_value(value: OnnxModel | Engine | Certificate) -> None:
     save(value, value.folder, _FILES[type(value)])
 
 
-def check(value: BaseModel) -> None:
-    """Raise `MissingFile` or `TamperedFile` unless all its files, and its parts', are theirs."""
+def check(value: BaseModel, *, apart: bool = True) -> None:
+    """Raise `MissingFile` or `TamperedFile` unless all its files, and its parts', are theirs.
+
+    What a graph keeps apart may be missing without `apart`: then it is all there or not at all.
+    """
     if isinstance(value, TrainedModel | OnnxModel | Engine):
         check_files(value.folder, value.files)
     if isinstance(value, OnnxModel):
-        check_files(value.folder, value.apart)
+        if apart or any((value.folder / name).exists() for name in value.apart):
+            check_files(value.folder, value.apart)
     if isinstance(value, OnnxModel | Engine | Certificate):
         for name in value.parts:
-            check(part(value, name))
+            check(part(value, name), apart=apart)
 
 
 def new_part(out: Path, name: str) -> Path:

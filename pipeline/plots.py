@@ -9,7 +9,6 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 Points = tuple[Sequence[float], Sequence[float]]
-
-_MOST_TILES = 64
-_MOST_CELLS = 1 << 18
 
 # Stand-ins that become the page's own colours, so that one drawing serves light and dark.
 _INK, _BAD = "#010203", "#010204"
@@ -70,15 +66,6 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 # matplotlib's settings are global: drawings of two threads must not see each other's.
 _SETTINGS = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Filters:
-    """A layer's weights as a picture `width` pixels wide, or only a sentence that says why not."""
-
-    note: str
-    picture: str = ""
-    width: int = 0
 
 
 def lines(
@@ -155,12 +142,7 @@ def dots(
         axes.set_xscale("log")
         axes.set_xlim(left, right)
         _scale_ticks(axes.xaxis, (left, right))
-        axes.axvspan(1, right, color=_BAD, alpha=0.1, linewidth=0)
-        axes.axvline(1, color=_BAD, linewidth=1.2)
-        axes.annotate(
-            "limit", (1, 1), (0, 3), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", va="bottom", fontsize=9, color=_BAD,
-        )  # fmt: skip
+        _limit(axes, 1, right, "limit")
         for index, (label, column) in enumerate(series.items()):
             colour, marker = _SERIES[index % len(_SERIES)], _MARKERS[index % len(_MARKERS)]
             axes.plot([], [], marker, color=colour, label=label)
@@ -178,31 +160,80 @@ def dots(
         axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(xlabel)
-        figure.legend(
-            loc="upper left", ncols=4, handletextpad=0.2, columnspacing=1.2, borderaxespad=0
-        )
+        _legend(figure)
         return _svg(figure, alt)
 
 
-def filters(name: str, weights: np.ndarray) -> Filters:
-    """Kernels [out, in, h, w] as tiles, of many those of largest norm; a small matrix whole."""
-    shape = " x ".join(str(size) for size in weights.shape)
-    what = f"{name} [{shape}]"
-    scale = f"largest absolute weight {np.abs(weights).max():.3g}"
-    signs = f"blue negative, white zero, red positive, {scale}"
-    if weights.ndim == 4 and weights.shape[1] in (1, 3):
-        tiles, chosen = _strongest(weights)
-        if weights.shape[1] == 1:
-            return _tiled(tiles[:, 0], 16, f"{what}: {chosen}; {signs}.")
-        note = f"{what}: {chosen}; each input channel as a colour, mid-grey is zero, {scale}."
-        return _tiled(tiles.transpose(0, 2, 3, 1), 16, note)
-    if weights.ndim == 4 and weights.shape[1] <= _MOST_TILES:
-        kept = weights[: max(1, _MOST_TILES // weights.shape[1])]
-        note = f"{what}: a row of kernels for each of {len(kept)} outputs, a column for each input"
-        return _tiled(kept.reshape(-1, *kept.shape[2:]), kept.shape[1], f"{note}; {signs}.")
-    if weights.ndim == 2 and weights.size <= _MOST_CELLS:
-        return _tiled(weights[None], 1, f"{what}: a row for each output; {signs}.")
-    return Filters(f"{what} is not drawn: it is no stack of kernels and no small matrix.")
+def bars(
+    name: str,
+    rows: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    alt: str,
+    *,
+    xlabel: str,
+    limit: tuple[float, str] | None = None,
+) -> Markup:
+    """A bar for each series on each row, on a logarithmic axis; a value of 0 has none.
+
+    `limit` is a line with a word, beyond which is red. A value of None is a cross at the right.
+    """
+    known = [v for column in series.values() for v in column if v and math.isfinite(v)]
+    ends = [*known, *([limit[0]] if limit else [])] or [1.0]
+    left, right = min(ends) / 4, max(ends) * 4
+    with _style(name):
+        height = 1.05 + (0.12 + 0.16 * len(series)) * len(rows)
+        figure, axes = _axes(height, left=0.15 + _width(rows), right=0.2, top=0.5)
+        axes.set_xscale("log")
+        axes.set_xlim(left, right)
+        _scale_ticks(axes.xaxis, (left, right))
+        if limit:
+            _limit(axes, limit[0], right, limit[1])
+        thick = 0.8 / len(series)
+        for index, (label, column) in enumerate(series.items()):
+            colour = _SERIES[index % len(_SERIES)]
+            places = [row + (index + 0.5) * thick - 0.4 for row in range(len(rows))]
+            wide = [max(v - left, 0) if v and math.isfinite(v) else 0 for v in column]
+            axes.barh(places, wide, thick * 0.86, left=left, color=colour, label=label)
+            for place, value in zip(places, column, strict=True):
+                if value is None or math.isinf(value):
+                    axes.plot(right, place, "x", color=_BAD, markersize=6, clip_on=False)
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
+        axes.set_ylim(len(rows) - 0.45, -0.55)
+        axes.set_xlabel(xlabel)
+        if len(series) > 1:
+            _legend(figure)
+        return _svg(figure, alt)
+
+
+def histogram(
+    name: str,
+    values: Sequence[float],
+    alt: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    limit: tuple[float, str] | None = None,
+) -> Markup:
+    """How many values lie where on a logarithmic axis; those of 0 stand in the first bin.
+
+    `limit` is a line with a word; beyond it is red.
+    """
+    known = [value for value in values if value > 0] + ([limit[0]] if limit and limit[0] else [])
+    low, high = min(known, default=0.1) / 2, max(known, default=1.0) * 2
+    edges = np.geomspace(low, high, max(8, min(24, round(4 * math.log10(high / low)))))
+    with _style(name):
+        figure, axes = _axes(2.4, left=0.6, right=0.2)
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        _scale_ticks(axes.xaxis, (low, high))
+        if limit and limit[0]:
+            _limit(axes, limit[0], high, limit[1])
+        axes.hist(np.clip(values, low, high), edges.tolist(), color=_SERIES[0], rwidth=0.9)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return _svg(figure, alt)
 
 
 def picture(pixels: np.ndarray, low: float, high: float, largest: int = 112) -> str:
@@ -211,7 +242,7 @@ def picture(pixels: np.ndarray, low: float, high: float, largest: int = 112) -> 
     channels = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(channels[0] if len(channels) == 1 else channels.transpose(1, 2, 0))
     image.thumbnail((largest, largest))
-    return _data_address(image)
+    return data_address(image)
 
 
 def sheet(pictures: np.ndarray) -> tuple[str, int]:
@@ -230,7 +261,7 @@ def sheet(pictures: np.ndarray) -> tuple[str, int]:
                 1, 2, 0
             )
     image = Image.fromarray(whole[:, :, 0] if channels == 1 else whole)
-    return _data_address(image), min(_SHEET, columns * max(48, width))
+    return data_address(image), min(_SHEET, columns * max(48, width))
 
 
 def class_map(classes: np.ndarray, colours: Sequence[str], largest: int = 112) -> str:
@@ -238,51 +269,7 @@ def class_map(classes: np.ndarray, colours: Sequence[str], largest: int = 112) -
     palette = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours], np.uint8)
     image = Image.fromarray(palette[classes])
     image.thumbnail((largest, largest), Image.Resampling.NEAREST)
-    return _data_address(image)
-
-
-def _strongest(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """The units of largest norm in their own order, and how many of how many they are."""
-    if len(weights) <= _MOST_TILES:
-        return weights, f"all {len(weights)} units"
-    norms = np.sqrt((weights.astype(np.float64) ** 2).sum(axis=(1, 2, 3)))
-    chosen = np.sort(np.argsort(-norms, kind="stable")[:_MOST_TILES])
-    return weights[chosen], f"the {_MOST_TILES} of {len(weights)} units with the largest norms"
-
-
-def _tiled(tiles: np.ndarray, columns: int, note: str) -> Filters:
-    columns = min(columns, len(tiles))
-    across = columns * (tiles.shape[2] + 1) - 1
-    # Small kernels are enlarged until one is about 56 pixels wide, if the page is.
-    return Filters(note, _mosaic(tiles, columns), across * max(1, 56 // tiles.shape[2]))
-
-
-def _mosaic(tiles: np.ndarray, columns: int) -> str:
-    """Tiles [n, h, w], or [n, h, w, 3] in colour, with gaps between, as a PNG data address.
-
-    Grey values are shown from blue (negative) over white (0) to red; colours around mid-grey.
-    Either way the largest absolute value of all tiles is the end of the scale.
-    """
-    count, height, width = tiles.shape[:3]
-    share = tiles / (np.abs(tiles).max() or 1.0) / 2 + 0.5
-    # Of 256 palette entries the last is the transparent gap.
-    empty = 255 if tiles.ndim == 3 else 0
-    top = 254 if tiles.ndim == 3 else 255
-    values = np.rint(np.nan_to_num(share) * top).astype(np.uint8)
-    rows = -(-count // columns)
-    shape = (rows * (height + 1) - 1, columns * (width + 1) - 1)
-    canvas = np.full((*shape, *tiles.shape[3:]), empty, np.uint8)
-    filled = np.zeros(shape, np.uint8)
-    for index in range(count):
-        y, x = index // columns * (height + 1), index % columns * (width + 1)
-        canvas[y : y + height, x : x + width] = values[index]
-        filled[y : y + height, x : x + width] = 255
-    if tiles.ndim == 4:
-        return _data_address(Image.fromarray(np.dstack([canvas, filled])))
-    image = Image.fromarray(canvas)
-    colours = matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 255), bytes=True)
-    image.putpalette(np.asarray(colours)[:, :3].tobytes() + bytes(3))
-    return _data_address(image, transparency=255)
+    return data_address(image)
 
 
 @contextmanager
@@ -304,6 +291,20 @@ def _axes(height: float, *, left: float, right: float, top: float = 0.28) -> tup
         1 - (bottom + top) / height,
     )
     return figure, figure.add_axes(box)
+
+
+def _limit(axes: Axes, value: float, right: float, word: str) -> None:
+    """A red line with its word, and what lies beyond it shaded."""
+    axes.axvspan(value, right, color=_BAD, alpha=0.1, linewidth=0)
+    axes.axvline(value, color=_BAD, linewidth=1.2)
+    axes.annotate(
+        word, (value, 1), (0, 3), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="center", va="bottom", fontsize=9, color=_BAD,
+    )  # fmt: skip
+
+
+def _legend(figure: Figure) -> None:
+    figure.legend(loc="upper left", ncols=4, handletextpad=0.4, columnspacing=1.2, borderaxespad=0)
 
 
 def _width(texts: Iterable[str]) -> float:
@@ -384,7 +385,8 @@ def _svg(figure: Figure, alt: str) -> Markup:
     return Markup(head + body.strip())
 
 
-def _data_address(image: Image.Image, **options: int) -> str:
+def data_address(image: Image.Image, **options: int) -> str:
+    """A picture as a PNG inside an address."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.codec import Generation
 from models.datasets import Split
@@ -19,6 +22,14 @@ from pipeline.carrying import PROMPT, carried_inputs, decode_greedily, prompt, r
 from pipeline.cases import CARRIED, GREEDY, Case, make_inputs
 from pipeline.samples import Samples, choose_samples
 
+# What exporters write as several nodes: its steps before the last.
+_PARTS: Mapping[Any, Callable[..., list[torch.Tensor]]] = {
+    torch.ops.aten.addmm.default: lambda _, x, weight: [x @ weight],
+    torch.ops.aten.silu.default: lambda x: [torch.sigmoid(x)],
+    torch.ops.aten.gelu.default: lambda x: [
+        (scaled := x / 2**0.5), (erf := torch.erf(scaled)), erf + 1, (erf + 1) * 0.5, x * 0.5,
+    ],
+}  # fmt: skip
 _STATES = 64  # rows whose state is computed for the cases
 
 
@@ -36,13 +47,13 @@ def record(module: nn.Module, signature: Signature, samples: Arrays) -> list[Cas
     return cases
 
 
-def record_samples(module: nn.Module, signature: Signature, split: Split) -> Samples:
-    """Rows of a split with what the fp64 module answers to them."""
+def record_samples(module: nn.Module, signature: Signature, split: Split, most: int) -> Samples:
+    """At most so many rows of a split with what the fp64 module answers to them."""
     exact = copy.deepcopy(module).double()
     one = choose_samples(signature, split, rows=1)
     (first,) = one.batches(signature)
     size = sum(array.nbytes for array in answer(exact, first, wide=True).values())
-    rows = choose_samples(signature, split, answer_bytes=size)
+    rows = choose_samples(signature, split, answer_bytes=size, rows=most)
     answers = [answer(exact, some, wide=True) for some in rows.batches(signature)]
     join = np.concatenate if signature.batch else np.stack
     return replace(rows, reference={n: join([a[n] for a in answers]) for n in answers[0]})
@@ -133,6 +144,45 @@ def answer(module: nn.Module, inputs: Arrays, wide: bool = False, single: bool =
     if single:
         answers = {n: t.float() if t.is_floating_point() else t for n, t in answers.items()}
     return {name: tensor.numpy() for name, tensor in answers.items()}
+
+
+@torch.no_grad()
+def intermediates(module: nn.Module, inputs: Arrays, wide: bool = False) -> Arrays:
+    """Every tensor that a module computes on its way to its answer, `00012.aten.relu.default`.
+
+    In the order of their names. `wide` in fp64, of a copy. Attention and encoder layers go step by
+    step instead of through their fused kernels, so that each step is there, and a step that
+    exporters write as several nodes goes by those. See `pipeline.intermediates`.
+    """
+    found: Arrays = {}
+
+    class Capture(TorchDispatchMode):
+        # An interface of torch's, which has no other way in.
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            parts = _PARTS[func](*args) if func in _PARTS and not kwargs else []
+            given = func(*args, **(kwargs or {}))
+            several = isinstance(given, tuple | list)
+            for value in [*parts, *(given if several else [given])]:
+                # Room that is not filled yet holds whatever was there before.
+                if isinstance(value, torch.Tensor) and value.numel() and "empty" not in str(func):
+                    # Copied, for a later step may write over it.
+                    found[f"{len(found):05}.{func}"] = value.detach().numpy().copy()
+            return given
+
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    if wide:
+        module = copy.deepcopy(module).double()
+        tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), Capture():
+            module(**tensors)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return found
 
 
 def _check_outputs(signature: Signature, case: Case, answers: Arrays) -> None:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from safetensors import safe_open
 
@@ -17,17 +17,20 @@ from models.metrics import confusion
 from models.recipe import Recipe
 from models.signature import Signature
 from pipeline import plots
-from pipeline.artifacts import write_bytes
-from pipeline.card import interval, measured, number, percent, read_evaluation, span, times
-from pipeline.compare import ratio
+from pipeline.card import measured, read_evaluation
+from pipeline.filters import Filters, filters
+from pipeline.page import words, write_page
 from pipeline.parts import part
-from pipeline.report_certificate import LAWS, describe_certificate
+from pipeline.report_certificate import describe_certificate
 from pipeline.report_samples import exhibits, is_picture, samples, written
+from pipeline.report_speed import batches, candidates_plot, latency_plot
 from pipeline.values import (
     HISTORY,
     WEIGHTS,
+    Candidate,
     Certificate,
     OnnxModel,
+    Refusal,
     TrainedModel,
 )
 
@@ -52,8 +55,12 @@ def write_report(
     certificates: Sequence[Certificate],
     path: Path,
     latency: Mapping[str, Any] | None = None,
+    candidates: Mapping[str, Sequence[Candidate]] = MappingProxyType({}),
+    refusals: Sequence[Refusal] = (),
 ) -> None:
     """Write one HTML file that needs nothing else; the same values give the same bytes.
+
+    `candidates` are what was measured when an engine was chosen, by target.
 
     `latency` has the machine, its threads, a note, and rows of target, batch, eager_ms, engine_ms,
     ratio = eager_ms / engine_ms, and possibly the case.
@@ -69,7 +76,9 @@ def write_report(
     )
     metrics = measured(trained, evaluation)
     shown = exhibits(trained)
-    text = _PAGE.get_template("report.html.j2").render(
+    write_page(
+        "report.html.j2",
+        path,
         recipe=recipe,
         trained=trained,
         model=model,
@@ -96,9 +105,14 @@ def write_report(
         passed=bool(certificates) and all(certificates),
         lineage=_lineage(trained, model, [*certificates, *(c for c, _ in parts)]),
         latency=latency,
-        latency_plot=_latency_plot(latency["rows"]) if latency else None,
+        candidates=[
+            (target, several, batches(several), candidates_plot(target, several))
+            for target, several in candidates.items()
+            if several
+        ],
+        refusals=refusals,
+        latency_plot=latency_plot(latency["rows"]) if latency else None,
     )
-    write_bytes(path, text.encode())
 
 
 def _curves(history: list[dict[str, Any]], metric: str, best: int) -> list[Markup]:
@@ -132,7 +146,7 @@ def _curves(history: list[dict[str, Any]], metric: str, best: int) -> list[Marku
                 {"validation": (epochs, validation[name])},
                 f"Validation {name} over {len(epochs)} epochs; best epoch {best}",
                 xlabel="epoch",
-                ylabel=_words(name),
+                ylabel=words(name),
                 mark=mark,
             )
         )
@@ -193,13 +207,11 @@ def _mistakes(classes: Sequence[str], counts: np.ndarray) -> list[tuple[str, str
     return [(classes[a], classes[p], int(wrong[a, p])) for a, p in pairs if wrong[a, p]]
 
 
-def _filters(trained: TrainedModel, signature: Signature) -> plots.Filters:
+def _filters(trained: TrainedModel, signature: Signature) -> Filters:
     """The first layer as pictures: kernels, or units over the pixels that they see."""
     name = trained.first_layer
     if name is None:
-        return plots.Filters(
-            "No parameter of this model is a matrix or a kernel, so none is drawn."
-        )
+        return Filters("No parameter of this model is a matrix or a kernel, so none is drawn.")
     with safe_open(trained.folder / WEIGHTS, framework="numpy") as file:
         weights = np.asarray(file.get_tensor(name), np.float32)
     if weights.ndim == 2:
@@ -208,8 +220,8 @@ def _filters(trained: TrainedModel, signature: Signature) -> plots.Filters:
             grey = is_picture(spec) and spec.shape[1] == 1 and len(field) == 2
             if grey and field[0] * field[1] == weights.shape[1]:
                 pixels = weights.reshape(-1, 1, *field)
-                return plots.filters(f"{name} over the pixels of {spec.name}", pixels)
-    return plots.filters(name, weights)
+                return filters(f"{name} over the pixels of {spec.name}", pixels)
+    return filters(name, weights)
 
 
 def _lineage(
@@ -236,49 +248,3 @@ def _lineage(
         links += [(n, digest, f"part of {engine}") for n, digest in sorted(value.subject.items())]
         links.append((f"certificate {value.target}", value.digest, engine))
     return links
-
-
-def _latency_plot(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Milliseconds per call over the batch: PyTorch eager once, then each target.
-
-    None when a batch was measured at several sizes of other axes, which one line cannot show.
-    """
-    if not rows or len({(row["target"], row["batch"]) for row in rows}) < len(rows):
-        return None
-    eager = {row["batch"]: row["eager_ms"] for row in rows}
-    series = {"PyTorch eager": (sorted(eager), [eager[batch] for batch in sorted(eager)])}
-    for target in dict.fromkeys(row["target"] for row in rows):
-        own = sorted((row["batch"], row["engine_ms"]) for row in rows if row["target"] == target)
-        series[target] = ([batch for batch, _ in own], [ms for _, ms in own])
-    return plots.lines(
-        "latency",
-        series,
-        f"Milliseconds per call of PyTorch eager and {len(series) - 1} engines over batch sizes",
-        xlabel="batch (rows in one call)",
-        ylabel="milliseconds per call (logarithmic)",
-        log_x=True,
-        log_y=True,
-    )
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-_PAGE = Environment(
-    loader=PackageLoader("pipeline"),
-    undefined=StrictUndefined,
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_PAGE.filters.update(
-    number=number,
-    percent=percent,
-    times=times,
-    span=span,
-    ratio=ratio,
-    words=_words,
-    interval=interval,
-)
-_PAGE.globals.update(laws=LAWS)

@@ -19,13 +19,15 @@ HELD_OUT_ROWS = "held_out.safetensors"
 VALIDATION_ROWS = "validation.safetensors"
 CALIBRATION_ROWS = "calibration.safetensors"
 
-_ROWS = 1024
-_BYTES = 32 << 20
+_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of named arrays: inputs, what is known of them, and what the fp64 module answers."""
+    """Rows of named arrays: inputs, what is known of them, and what the fp64 module answers.
+
+    State inputs are not among them: every row begins anew.
+    """
 
     inputs: Arrays
     targets: Arrays = field(default_factory=dict)
@@ -39,19 +41,21 @@ class Samples:
         if signature.batch is None:
             return [{n: a[row] for n, a in self.inputs.items()} for row in range(len(self))]
         size = min(most or signature.batch.max, signature.batch.max)
+        cuts = [slice(first, first + size) for first in range(0, len(self), size)]
         return [
-            {n: a[first : first + size] for n, a in self.inputs.items()}
-            for first in range(0, len(self), size)
+            {n: a[cut] for n, a in self.inputs.items()}
+            | start(signature, len(range(len(self))[cut]))
+            for cut in cuts
         ]
 
 
 def choose_samples(
-    signature: Signature, split: Split, *, answer_bytes: int = 0, rows: int = _ROWS
+    signature: Signature, split: Split, *, rows: int, answer_bytes: int = 0
 ) -> Samples:
-    """The first rows of a split, as long as a row is and the signature allows; state at its start.
+    """The first rows of a split, as long as a row is and the signature allows.
 
-    Of rows that had to be cut or continued no target is known. At most 32 MiB with their answers,
-    `answer_bytes` a row.
+    At most `rows`, and 16 MiB with their answers of `answer_bytes` a row. Of rows that had to be
+    cut or continued no target is known.
     """
     usual = {name: axis.opt for name, axis in signature.axes.items()}
     states = state_names(signature)
@@ -67,19 +71,16 @@ def choose_samples(
                 sizes[wanted.name] = min(max(size, wanted.min), wanted.max)
                 whole = whole and sizes[wanted.name] == size
     row_bytes = answer_bytes + sum(
-        int(np.prod(spec.at({**sizes, BATCH: 1}))) * np.dtype(spec.dtype).itemsize
-        for spec in signature.inputs
+        int(np.prod(spec.at({**sizes, BATCH: 1}))) * np.dtype(spec.dtype).itemsize for spec in known
     )
-    count = max(
-        1, min(rows, _BYTES // max(row_bytes, 1), *(len(split.inputs[s.name]) for s in known))
-    )
+    there = [len(split.inputs[spec.name]) for spec in known]
+    count = max(1, min(rows, _BYTES // max(row_bytes, 1), *there))
     for spec in known:
         array = split.inputs[spec.name][:count]
         shape = spec.at({**sizes, BATCH: count})
         for axis, size in enumerate(shape if signature.batch else (count, *shape)):
             array = array.take(range(size), axis=axis, mode="wrap")
         inputs[spec.name] = np.ascontiguousarray(array, dtype=spec.dtype)
-    inputs |= start(signature, count)
     targets = {n: np.ascontiguousarray(a[:count]) for n, a in split.targets.items()}
     return Samples(inputs, targets if whole else {})
 

@@ -28,6 +28,7 @@ ENGINE_VALUE = "engine.json"
 REFUSAL_VALUE = "refusal.json"
 CANDIDATES = "candidates.json"
 CERTIFICATE_VALUE = "certificate.json"
+KIT = "kit"  # a folder that reproduces a failure, beside its certificate
 PARTS = "parts"  # a folder with a folder for each part
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +80,7 @@ class OnnxModel(BaseModel):
     exporter understood them, None where it says nothing of them. `floors` are what lower precision
     costs the module itself, by precision, output and case, as a share of the output's scale; see
     `pipeline.floors`. `drift` is the greatest share of answers that lower precision may change.
+    `spelled` translates, by tensor, how a graph that was not exported here declares it.
     `apart` are files by sha256 that stay here when the others go into a bundle. `parts` are the
     digests of its parts by name, each an `OnnxModel` of the same parent; see `pipeline.parts`.
     """
@@ -94,6 +96,7 @@ class OnnxModel(BaseModel):
     libraries: dict[str, str]
     files: dict[str, str]
     declared: dict[str, str] = {}
+    spelled: dict[str, dict[str, str]] = {}
     ranges: dict[str, tuple[int, int]] | None = None
     floors: dict[str, dict[str, dict[str, float]]] = {}
     drift: float = 0.01
@@ -131,7 +134,7 @@ class Engine(BaseModel):
 class Candidate(BaseModel):
     """One way to build or open an engine, measured beside the others in one run.
 
-    `milliseconds` are medians a call by number of rows; `outcome` says why it was kept or not.
+    `milliseconds` are the least a call by number of rows; `outcome` says why it was kept or not.
     Times differ from run to run, so they are beside an engine and not in it: see CANDIDATES.
     """
 
@@ -231,7 +234,9 @@ class Drift(BaseModel):
     `changed` is the share of answers (rows, pixels, tokens, pairs) that the engine gives otherwise,
     with its 95 % interval, and `allowed` how much of that is. `measures` are what the task is
     measured by, each as the module's value, the engine's, and the 95 % interval of their
-    difference. `leads` are the flips' margins in the fp64 module, as shares of the output's scale.
+    difference. `ties` are further answers that changed and do not count, for the limit leaves open
+    which of two is the better: those that led by at most `tie`. `leads` are the margins of all
+    flips in the fp64 module, at most 1000, like `tie` as shares of the output's scale.
     """
 
     model_config = _FROZEN
@@ -245,6 +250,8 @@ class Drift(BaseModel):
     passed: bool
     note: str = ""
     measures: dict[str, tuple[float, float, float, float]] = {}
+    ties: int = 0
+    tie: float = 0.0
     leads: tuple[float, ...] = ()
 
 
@@ -265,10 +272,16 @@ class Edge(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """Where an engine that failed first goes another way than its graph or module."""
+    """Where an engine that failed first goes another way than its graph or module.
+
+    `kind` is "values" of the first node that computes something else, "optimiser" of one that is
+    right alone and wrong with its neighbours, "declared" of a tensor that is declared otherwise.
+    `tensor` is the engine's, `inputs` are what the node reads that the reference computes too.
+    """
 
     model_config = _FROZEN
 
+    kind: str = "values"
     case: str
     node: str
     operator: str

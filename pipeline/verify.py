@@ -10,7 +10,7 @@ from typing import Any
 
 from models.codec import Codec
 from models.errors import CertificateFailed
-from models.signature import BATCH, Signature
+from models.signature import BATCH
 from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
 from pipeline.budget import spend
@@ -26,10 +26,10 @@ from pipeline.cases import (
 )
 from pipeline.compare import BOUNDS, Run, derive_limits, replay
 from pipeline.contract import contract, disagreements
-from pipeline.decisions import check_decisions
-from pipeline.diverge import diagnose
+from pipeline.diverge import diverge
 from pipeline.drift import check_drift
 from pipeline.invariance import composition, invariances, largest, reloaded
+from pipeline.kit import write_kit
 from pipeline.nonfinite import check_nonfinite
 from pipeline.parts import check, new_part, part, save_value
 from pipeline.progress import Progress, silent
@@ -37,6 +37,7 @@ from pipeline.samples import HELD_OUT_ROWS, Samples, read_samples
 from pipeline.values import (
     CERTIFICATE_VALUE,
     CODEC,
+    KIT,
     Certificate,
     Drift,
     Edge,
@@ -48,6 +49,9 @@ from pipeline.values import (
 )
 from pipeline.versions import libraries
 
+NOT_SERVED = (
+    "error budget: the HTTP and gRPC answer of the service; `fucina certify BUNDLE` adds it"
+)
 _THREADS = "intra_op_threads"
 
 
@@ -116,25 +120,31 @@ def examine(engine: Engine, evidence: Evidence, seen: Examined | None = None) ->
     yield from _broken_lineage(engine, model)
     try:
         seen.run = run = opened()
-        seen.facts, answers = tools.effective(
-            engine.folder, engine.files, engine.options, largest(cases).inputs
-        )
     except Exception as error:  # whatever a backend raises, the engine did not run
-        seen.run, seen.facts = None, _nothing_ran(error)
-        yield f"effective: the engine did not run: {seen.facts['error']}"
+        seen.facts = _nothing_ran(error)
+        yield f"effective: the engine cannot be opened: {seen.facts['error']}"
         return
-    yield from disagreements(contract(model, seen.facts["declared"]))
     yield from told(replay(run, cases, limits))
+    case = largest([c for c in cases if _answered(c, seen.findings)] or cases)
+    try:
+        seen.facts, answers = tools.effective(
+            engine.folder, engine.files, engine.options, case.inputs
+        )
+    except Exception as error:
+        seen.facts = _nothing_ran(error)
+        yield f"effective: the engine did not run at {case.name}: {seen.facts['error']}"
+        return
+    if not seen.facts["declared"]:
+        yield "declared: the engine declares no tensor"
+    yield from disagreements(contract(model, seen.facts["declared"]))
     yield from told(replay_sequences(run, model.signature, cases, limits))
-    yield from told(reloaded(run, largest(cases), answers, limits))
+    yield from told(reloaded(run, case, answers, limits))
     threads = engine.options.get(_THREADS)
     other = None if threads is None else _another(threads)
     threaded = (lambda: opened(**{_THREADS: other})) if other else None
     yield from told(invariances(run, threaded, model.signature, cases, limits, codec.block))
     findings, seen.swallowed = check_nonfinite(run, cases, limits)
     yield from told(findings)
-    if codec.actions:
-        yield from told(check_decisions(run, cases, codec.actions, limits))
     if evidence.samples:
         seen.drift = check_drift(
             run, evidence.samples, model.signature, codec, limits, wanted.precision, model.drift
@@ -155,19 +165,28 @@ def verify(
     reference are checked, the task's answers over held-out rows are compared, and what each place
     says of shapes, and what ran on which device in which precision, with the signature and the
     target. Nothing compared is a failure. Of an engine that failed, the first node that goes
-    another way than its graph is looked for.
+    another way than its graph is looked for, and `out` holds a kit that reproduces it.
 
     Raises `BundleError` when a file is not the recorded one, `CertificateFailed` when there is no
     case to derive a limit from.
     """
-    check(model)
+    check(model, apart=False)  # which a bundle is without
     check(engine)
+    return _certify(engine, model, out, name, progress)[0]
+
+
+def _certify(
+    engine: Engine, model: OnnxModel, out: Path, name: str, progress: Progress
+) -> tuple[Certificate, Run | None]:
+    """The certificate, and the engine as it was opened for it."""
     evidence = gather(model)
     cases = evidence.cases
-    parts = {  # those that the engine lacks are a failure of its lineage
-        n: verify(part(engine, n), part(model, n), new_part(out, n), name=n)
+    certified = {  # parts that the engine lacks are a failure of its lineage
+        n: _certify(part(engine, n), part(model, n), new_part(out, n), n, silent)
         for n in sorted(model.parts.keys() & engine.parts.keys())
     }
+    parts = {n: value for n, (value, _) in certified.items()}
+    opened = {n: (run, part(model, n).signature) for n, (_, run) in certified.items() if run}
     wanted = find_target(engine.target)
     limits = evidence.limits(wanted.precision)
     progress(1, 3, f"asking {len(cases)} recorded cases")
@@ -176,17 +195,18 @@ def verify(
     progress(2, 3, "spending the error budget")
     budget: list[Edge] = []
     if seen.run:
-        if parts:
-            opened = {n: _open_part(engine, model, n) for n in parts}
+        if parts and opened.keys() == parts.keys():
             findings = composition(seen.run, opened, cases, limits)
             seen.findings += findings
             failures += [text for finding in findings for text in said(finding)]
         budget = spend(seen.run, model, cases, limits)
     failures += [f"part {n!r}: {f}" for n, value in parts.items() for f in value.failures]
-    diagnosis = None
+    found = None
     if failures:
         progress(3, 3, "looking for the first node that diverges")
-        diagnosis = diagnose(engine, model, cases, seen.findings)
+        found = diverge(engine, model, cases, seen.findings)
+        if found:
+            write_kit(out / KIT, found)
     value = Certificate(
         folder=out,
         recipe=model.recipe,
@@ -212,18 +232,18 @@ def verify(
         drift=tuple(seen.drift),
         budget=tuple(budget),
         failures=tuple(dict.fromkeys(failures)),
-        diagnosis=diagnosis,
+        diagnosis=found.diagnosis if found else None,
         not_run=tuple(_not_run(evidence, seen, name)),
         libraries=libraries("numpy") | engine.built_on,
         parts={n: value.digest for n, value in parts.items()},
     )
     save_value(value)
-    return value
+    return value, seen.run
 
 
 def _not_run(evidence: Evidence, seen: Examined, part_name: str) -> Iterator[str]:
     """What DESIGN's certificate names and this one does not speak of."""
-    yield "error budget: the HTTP and gRPC answer of the service; `fucina certify BUNDLE` adds it"
+    yield NOT_SERVED
     if evidence.samples is None:
         yield "task drift: the held-out rows are not here"
     elif not seen.drift:
@@ -237,15 +257,16 @@ def _not_run(evidence: Evidence, seen: Examined, part_name: str) -> Iterator[str
         yield "invariances over rows: the signature has no batch axis"
 
 
-def _open_part(engine: Engine, model: OnnxModel, name: str) -> tuple[Run, Signature]:
-    own = part(engine, name)
-    tools = backend(find_target(own.target))
-    return tools.open(own.folder, own.files, own.options).run, part(model, name).signature
-
-
 def _nothing_ran(error: Exception) -> dict[str, Any]:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return {"declared": {}, "nodes": [], "tf32": False, "error": lines[0][:300]}
+
+
+def _answered(case: Case, findings: list[Finding]) -> bool:
+    """Whether a held-out case was answered at all."""
+    return case.origin == HELD_OUT and any(
+        f.case == case.name and f.check == "samples" and f.error is not None for f in findings
+    )
 
 
 def _another(threads: int) -> int:

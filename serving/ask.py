@@ -8,16 +8,17 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import grpc
 import numpy as np
 
 from models.errors import ServingFailed
-from models.signature import Arrays
+from models.signature import Arrays, Axis, TensorSpec
 from pipeline.backends import DEFAULT_TARGET, Session
 from pipeline.bundle import Bundle, Finding
-from pipeline.cases import GREEDY
+from pipeline.cases import GREEDY, HELD_OUT, NONFINITE
 from serving.inference_messages import HEADER_LENGTH
 from serving.inference_proto import MESSAGES, SERVICE
 from serving.tensors import DATATYPES, datatype, to_bytes
@@ -34,13 +35,72 @@ def ask(
     The parts of a model are asked as well. `http` is like http://127.0.0.1:3000, `grpc_address`
     like 127.0.0.1:3001. A call that fails is a failed finding.
     """
-    found: dict[str, list[Finding]] = {"REST": [], "gRPC": []}
+    found: dict[str, list[Finding]] = {}
     for one in (bundle, *bundle.parts.values()):
-        name = one.manifest.name
-        with _grpc_session(grpc_address, name) as over_grpc:
-            found["REST"] += one.replay(_RestSession(http, name), target, sequences=False)
-            found["gRPC"] += one.replay(over_grpc, target, sequences=False)
+        with sessions(http, grpc_address, one) as over:
+            for transport, session in over.items():
+                findings = one.replay(session, target, sequences=False)
+                found.setdefault(transport, []).extend(findings)
     return found
+
+
+@contextmanager
+def sessions(http: str, grpc_address: str, bundle: Bundle) -> Iterator[dict[str, Session]]:
+    """A served model as a session over "REST" and one over "gRPC"."""
+    name = bundle.manifest.name
+    with _grpc_session(grpc_address, name) as over_grpc:
+        yield {"REST": _RestSession(http, name), "gRPC": over_grpc}
+
+
+def ask_too_much(http: str, grpc_address: str, bundle: Bundle) -> list[Finding]:
+    """Findings that the service refuses what its signature does not promise.
+
+    That is each axis one longer than its largest, or one shorter than its smallest, and an input
+    that is not a number. It has to answer 400 or INVALID_ARGUMENT; error 1 is any other answer.
+    """
+    signature, cases = bundle.manifest.signature, bundle.cases()
+    usual = {name: axis.opt for name, axis in signature.axes.items()}
+    case = next(c for c in cases if (c.origin, c.sizes) == (HELD_OUT, usual))
+    asked = {c.name: c.inputs for c in cases if c.origin == NONFINITE}
+    for axis in signature.axes.values():
+        for size in (axis.min - 1, axis.max + 1):
+            asked[f"{axis.name}={size}"] = {
+                spec.name: _resized(case.inputs[spec.name], spec, axis, size)
+                for spec in signature.inputs
+            }
+    findings = []
+    with sessions(http, grpc_address, bundle) as over:
+        for transport, session in over.items():
+            for name, inputs in asked.items():
+                said = _refusal(session, inputs)
+                findings.append(
+                    Finding(
+                        check="refused", case=f"{name} over {transport}", sizes={},
+                        output=signature.outputs[0].name, error=float(said is not None), limit=0.0,
+                        passed=said is None, note=said or "",
+                    )
+                )  # fmt: skip
+    return findings
+
+
+def _resized(array: np.ndarray, spec: TensorSpec, axis: Axis, size: int) -> np.ndarray:
+    if axis not in spec.shape:
+        return array
+    return array.take(np.arange(size), spec.shape.index(axis), mode="wrap")
+
+
+def _refusal(session: Session, inputs: Arrays) -> str | None:
+    """None when the service says that the input is bad, else what it says instead."""
+    try:
+        session.run(inputs)
+    except ServingFailed as error:
+        cause = error.__cause__
+        bad = isinstance(cause, urllib.error.HTTPError) and cause.code == HTTPStatus.BAD_REQUEST
+        return None if bad else str(error)
+    except grpc.RpcError as error:
+        code = error.code()
+        return None if code is grpc.StatusCode.INVALID_ARGUMENT else f"gRPC answered {code.name}"
+    return "the service answered"
 
 
 def example(bundle: Bundle) -> tuple[str, dict[str, Any]]:

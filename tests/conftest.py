@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,23 +60,48 @@ def make_release(reference: str, out: Path, **changes: object) -> Release:
     )
 
 
-@pytest.fixture(scope="session")
-def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Release]:
-    """Every recipe of the zoo, released with tiny settings; an epoch of these is many steps."""
-    less = {"segmentation": {"epochs": 1}, "sequence": {"epochs": 1}}
-    return {
-        name: make_release(name, tmp_path_factory.mktemp(name), **less.get(recipe.kind, {}))
-        for name, recipe in ZOO.items()
-    }
+class Releases(Mapping[str, Release]):
+    """Every recipe of the zoo with tiny settings, released when it is asked for.
+
+    Processes that test side by side share the folder; the second to ask takes what the first made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Release] = {}
+
+    def __getitem__(self, name: str) -> Release:
+        if name not in self._made:
+            # An epoch of these is many steps.
+            less = {"epochs": 1} if ZOO[name].kind in ("segmentation", "sequence") else {}
+            out = self._folder / name
+            out.mkdir(parents=True, exist_ok=True)
+            with (out / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._made[name] = make_release(name, out, **less)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ZOO)
+
+    def __len__(self) -> int:
+        return len(ZOO)
 
 
 @pytest.fixture(scope="session")
-def lenet5(releases: dict[str, Release]) -> Release:
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
+    """Every recipe of the zoo, released with tiny settings."""
+    base = tmp_path_factory.getbasetemp()
+    return Releases((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "releases")
+
+
+@pytest.fixture(scope="session")
+def lenet5(releases: Releases) -> Release:
     return releases["lenet5"]
 
 
 @pytest.fixture(scope="session")
-def mlp(releases: dict[str, Release]) -> Release:
+def mlp(releases: Releases) -> Release:
     return releases["mlp"]
 
 

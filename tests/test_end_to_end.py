@@ -26,7 +26,7 @@ from serving.ask import example
 from serving.drawing import draw
 from serving.launch import Server, serve
 from serving.tensors import DATATYPES
-from tests.conftest import Release
+from tests.conftest import Release, Releases
 
 KINDS = list(dict.fromkeys(recipe.kind for recipe in ZOO.values()))
 
@@ -36,12 +36,16 @@ def of_kind(kind: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def servers(releases: dict[str, Release]) -> Iterator[dict[str, Server]]:
-    """A server for each kind, over all recipes of it."""
+def servers(releases: Releases) -> Iterator[dict[str, Server]]:
+    """A server for each kind, over all recipes of it.
+
+    The last recipe is made first: another process may be making the others from the first one on.
+    """
+    folders = {name: releases[name].bundle.folder for name in reversed(ZOO)}
     with ExitStack() as running:
         yield {
             kind: running.enter_context(
-                serve([releases[n].bundle.folder for n in of_kind(kind)], port=0, grpc_port=0)
+                serve([folders[name] for name in of_kind(kind)], port=0, grpc_port=0)
             )
             for kind in KINDS
         }
@@ -52,7 +56,7 @@ def servers(releases: dict[str, Release]) -> Iterator[dict[str, Server]]:
 @pytest.mark.parametrize("rows", [1, 5, "most"])
 def test_a_stock_client_agrees_with_pytorch(
     servers: dict[str, Server],
-    releases: dict[str, Release],
+    releases: Releases,
     transport: str,
     name: str,
     rows: int | str,
@@ -83,7 +87,7 @@ def test_a_stock_client_agrees_with_pytorch(
 
 @pytest.mark.parametrize("name", of_kind("classification"))
 def test_a_person_is_answered_in_the_words_of_the_codec(
-    servers: dict[str, Server], releases: dict[str, Release], name: str
+    servers: dict[str, Server], releases: Releases, name: str
 ) -> None:
     release, server = releases[name], servers["classification"]
     arrays, codec = held_out(release, 3), release.bundle.codec
@@ -105,7 +109,7 @@ def test_a_person_is_answered_in_the_words_of_the_codec(
 
 @pytest.mark.parametrize("name", of_kind("segmentation"))
 def test_a_picture_of_any_size_is_segmented_as_by_pytorch(
-    servers: dict[str, Server], releases: dict[str, Release], name: str
+    servers: dict[str, Server], releases: Releases, name: str
 ) -> None:
     """Larger than the largest tile, so it goes through tiles; PyTorch is asked the whole."""
     release = releases[name]
@@ -126,7 +130,7 @@ def test_a_picture_of_any_size_is_segmented_as_by_pytorch(
 
 @pytest.mark.parametrize("name", of_kind("sequence"))
 def test_a_text_is_classified_or_written_as_by_pytorch(
-    servers: dict[str, Server], releases: dict[str, Release], name: str
+    servers: dict[str, Server], releases: Releases, name: str
 ) -> None:
     release = releases[name]
     route, question = example(release.bundle)
@@ -147,7 +151,7 @@ def test_a_text_is_classified_or_written_as_by_pytorch(
 
 @pytest.mark.parametrize("name", of_kind("generative"))
 def test_pictures_are_drawn_or_redrawn_as_by_pytorch(
-    servers: dict[str, Server], releases: dict[str, Release], name: str
+    servers: dict[str, Server], releases: Releases, name: str
 ) -> None:
     release, codec = releases[name], releases[name].bundle.codec
     pictures = codec.pictures
@@ -188,7 +192,7 @@ def test_pictures_are_drawn_or_redrawn_as_by_pytorch(
 
 @pytest.mark.parametrize("name", of_kind("control"))
 def test_an_agent_acts_as_by_pytorch(
-    servers: dict[str, Server], releases: dict[str, Release], name: str
+    servers: dict[str, Server], releases: Releases, name: str
 ) -> None:
     release = releases[name]
     actions = release.bundle.codec.actions

@@ -30,7 +30,8 @@ MAY_IMPORT = {
 # Torch ends where the graph begins.
 MAY_IMPORT_TORCH = (
     "models/", "pipeline/batches.py", "pipeline/checkpoint.py", "pipeline/train.py",
-    "pipeline/recording.py", "pipeline/export.py", "flows/",
+    "pipeline/recording.py", "pipeline/floors.py", "pipeline/quantised.py", "pipeline/export.py",
+    "flows/",
 )  # fmt: skip
 OURS = tuple(MAY_IMPORT)
 SERVING_NEVER = ("torch", "onnx", "onnxscript", "prefect", "sklearn", "matplotlib", "gymnasium")

@@ -25,7 +25,7 @@ from pipeline import plots
 from pipeline.artifacts import digest_files
 from pipeline.backends import DEFAULT_TARGET, Session, backend
 from pipeline.backends import target as find_target
-from pipeline.compare import CEILING, relative_error
+from pipeline.compare import BOUNDS, relative_error
 from pipeline.values import MODEL
 
 BRANCH = "inception3a.branch5"
@@ -143,11 +143,11 @@ def engine_of(branch: nn.Module, maps: Tensor, folder: Path) -> Session:
     session = tools.open(folder, digest_files(folder, list(built.files)), built.options)
     answer = session.run({_INPUT: maps.numpy()})[_OUTPUT]
     error = relative_error(answer, expected.numpy(), float(expected.abs().max()))
-    if error is None or error > CEILING:
+    if error is None or error > BOUNDS["fp32"].ceiling:
         raise CertificateFailed(
             f"the engine of {BRANCH} does not answer as the module does",
             got=f"error {error} of its scale",
-            expected=f"{CEILING} or less",
+            expected=f"{BOUNDS['fp32'].ceiling} or less",
         )
     return session
 

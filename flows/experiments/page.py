@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from flows.experiments import Figure
 from flows.latency import machine
-from pipeline.artifacts import write_bytes
-from pipeline.card import number
+from pipeline import page as pages
 from pipeline.versions import libraries
 
 
@@ -48,25 +45,13 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def write_page(page: Page, path: Path) -> None:
     """Write the page whole or not at all; it names this machine and its library versions."""
-    text = _PAGE.get_template("experiment.html.j2").render(
-        page=page,
-        columns=columns(page.rows),
-        machine=machine(),
-        libraries=libraries("fucina", "torch", "numpy"),
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, text.encode())
+    pages.write_page(
+        "experiment.html.j2", path,
+        page=page, columns=columns(page.rows), machine=machine(),
+        libraries=libraries("fucina", "torch", "numpy"),
+    )  # fmt: skip
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_PAGE = Environment(
-    loader=PackageLoader("pipeline"),
-    undefined=StrictUndefined,
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_PAGE.filters.update(number=number, words=lambda name: name.replace("_", " "))

@@ -7,7 +7,7 @@ for, so a machine needs only the libraries of the targets it uses.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -44,8 +44,29 @@ class Session(Protocol):
 class Backend(Protocol):
     """What a module under `pipeline.backends` provides."""
 
-    def build(self, model: Path, signature: Signature, target: Target, out: Path) -> Built:
-        """Compile `model` into files under `out`. Raises `BuildFailed` with the first complaint."""
+    def build(
+        self,
+        model: Path,
+        signature: Signature,
+        target: Target,
+        out: Path,
+        *,
+        keep: Collection[str] = (),
+        scratch: Path | None = None,
+    ) -> Built:
+        """Compile `model` into files under `out`. Raises `BuildFailed` with the first complaint.
+
+        Of a lower precision than fp32, nodes named in `keep` stay in fp32. In `scratch` it may
+        leave what is the same for every `keep`.
+        """
+        ...
+
+    def lowered(self, model: Path) -> tuple[str, ...]:
+        """The nodes that a target of lower precision computes in it."""
+        ...
+
+    def ways(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Options that open an engine and are worth measuring, by name; these are the first."""
         ...
 
     def open(self, folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:
@@ -71,12 +92,18 @@ class Backend(Protocol):
 # The module that serves each library.
 _MODULES = {"ort": "pipeline.backends.ort"}
 
-TARGETS = {target.name: target for target in (Target("ort-cpu-fp32", "ort", "cpu", "fp32"),)}
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("ort-cpu-fp32", "ort", "cpu", "fp32"),
+        Target("ort-cpu-int8", "ort", "cpu", "int8"),
+    )
+}
 DEFAULT_TARGET = "ort-cpu-fp32"
 
 _PLANNED = (
-    "ort-cpu-int8", "ort-cuda-fp32", "ort-cuda-fp16", "tensorrt-fp32", "tensorrt-fp16",
-    "tensorrt-bf16", "tensorrt-int8", "tensorrt-fp8",
+    "ort-cuda-fp32", "ort-cuda-fp16", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-bf16",
+    "tensorrt-int8", "tensorrt-fp8",
 )  # fmt: skip
 
 
@@ -89,6 +116,15 @@ def target(name: str) -> Target:
         f"target {name!r} is {known} this version",
         expected=" or ".join(TARGETS),
         fix=f"use --target {DEFAULT_TARGET}",
+    )
+
+
+def rival(lower: Target) -> Target:
+    """The target of the same library and device in fp32."""
+    return next(
+        other
+        for other in TARGETS.values()
+        if (other.library, other.device, other.precision) == (lower.library, lower.device, "fp32")
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,44 @@ class OrtSession:
         return {n: np.asarray(a) for n, a in zip(self._outputs, answers, strict=True)}
 
 
-def build(model: Path, signature: Signature, target: Target, out: Path) -> Built:
+def build(
+    model: Path,
+    signature: Signature,
+    target: Target,
+    out: Path,
+    *,
+    keep: Collection[str] = (),
+    scratch: Path | None = None,
+) -> Built:
+    if target.precision == "int8":
+        from pipeline.backends.ort_int8 import quantise
+
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder) / model.name
+            quantise(model, signature, graph, keep, (scratch or Path(folder)) / "ranges.json")
+            return _save(graph, out)
+    return _save(model, out)
+
+
+def lowered(model: Path) -> tuple[str, ...]:
+    from pipeline.backends.ort_int8 import products
+
+    return products(model)
+
+
+def ways(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    threads = dict.fromkeys((options["intra_op_threads"], os.cpu_count() or 1))
+    levels = dict.fromkeys((options["optimization_level"], "EXTENDED"))
+    return {
+        f"{count} {'thread' if count == 1 else 'threads'}, {level}": {
+            **options, "intra_op_threads": count, "optimization_level": level,
+        }
+        for count in threads
+        for level in levels
+    }  # fmt: skip
+
+
+def _save(model: Path, out: Path) -> Built:
     settings = _settings({**_OPTIONS, "optimization_level": _SAVED_LEVEL})
     settings.optimized_model_filepath = str(out / _FILE)
     try:
@@ -98,16 +137,30 @@ def effective(
                 }
             )
     facts = {
-        "declared": {
-            value.name: f"{_DTYPES.get(value.type, value.type)}[{', '.join(map(str, value.shape))}]"
-            for value in (*session.get_inputs(), *session.get_outputs())
-        },
+        "declared": declared([*session.get_inputs(), *session.get_outputs()]),
         "nodes": nodes,
         "devices": dict(Counter(node["device"] for node in nodes)),
         "precisions": dict(Counter(node["precision"] for node in nodes)),
         "tf32": False,  # the CPU has no such mode
     }
     return facts, answers
+
+
+def declared(values: Sequence[ort.NodeArg]) -> dict[str, str]:
+    """Tensors of a session as `TensorSpec.declared` writes them."""
+    return {
+        value.name: f"{_DTYPES.get(value.type, value.type)}[{', '.join(map(str, value.shape))}]"
+        for value in values
+    }
+
+
+def adopt(model: Path, weights: Sequence[str], out: Path) -> Built:
+    """Take a graph as an engine just as it is, with the files beside it that hold its weights."""
+    shutil.copyfile(model, out / _FILE)
+    for name in weights:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.parent / name, out / name)
+    return Built(files=(_FILE, *weights), options=dict(_OPTIONS), built_on=_host())
 
 
 def _session(

@@ -108,7 +108,7 @@ def test_a_run_ends_in_bundles_and_resumes(
     artifacts = ask_prefect(prefect_api, "artifacts/filter", {})
     text = next(a["data"] for a in artifacts if a["key"] == "certificate-lenet5-ort-cpu-fp32")
     assert text.startswith("# lenet5 on ort-cpu-fp32: passed")
-    assert "not run: task drift" in text
+    assert "not run: error budget" in text
 
 
 def test_stage_by_stage_is_the_same_as_run(fucina: Fucina, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_the_graph_of_valid_convolutions_answers_every_size() -> None:
     """Traced at one size, right at others: odd, smallest, largest, of one row and of four."""
     recipe = VALID
     module, signature = build(recipe), recipe.make_signature()
-    graph = _trace(recipe, module, signature)
+    graph, _ = _trace(recipe, module, signature)
     _check_declared(graph, signature, recipe.name)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for shape in [(1, 32, 32), (2, 33, 47), (3, 97, 64), (4, 127, 128), (1, 128, 35)]:

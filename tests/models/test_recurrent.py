@@ -172,7 +172,7 @@ def test_engines_are_right_at_every_size_and_exported_twice(name: str, tmp_path:
     module.eval()
     most = {axis: signature.axes[axis].max for axis in (BATCH, "length")}
     for round_ in range(2):
-        graph = _trace(recipe, module, signature)
+        graph, _ = _trace(recipe, module, signature)
         session = ort.InferenceSession(
             graph.SerializeToString(), providers=["CPUExecutionProvider"]
         )

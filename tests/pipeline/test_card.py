@@ -15,9 +15,21 @@ from safetensors.numpy import save_file
 from models.recipe import Recipe, Training
 from models.signature import Axis, Signature, TensorSpec
 from pipeline.artifacts import digest_files, write_json
-from pipeline.card import number, times, write_card
+from pipeline.card import write_card
 from pipeline.evaluation import wilson
-from pipeline.values import Certificate, Finding, Limit, OnnxModel, TrainedModel
+from pipeline.values import (
+    Certificate,
+    Diagnosis,
+    Drift,
+    Edge,
+    Finding,
+    Limit,
+    OnnxModel,
+    Promise,
+    Swallowed,
+    TrainedModel,
+)
+from pipeline.wording import number, percent, times
 
 BATCH = Axis("batch", 1, 2, 4)
 IMAGE = TensorSpec("image", "float32", (BATCH, 1, 4, 4), 0.0, 1.0)
@@ -110,6 +122,11 @@ def finding(
     )  # fmt: skip
 
 
+def promise(what: str, signature: str, **others: str | None) -> Promise:
+    places: dict[str, str | None] = dict.fromkeys(("exporter", "graph", "engine", "profile"))
+    return Promise(what=what, signature=signature, **places | {"service": signature} | others)
+
+
 def make_certificate(folder: Path, outputs: tuple[str, ...] = ("logits",)) -> Certificate:
     found = []
     for name in outputs:
@@ -121,12 +138,21 @@ def make_certificate(folder: Path, outputs: tuple[str, ...] = ("logits",)) -> Ce
         limits={name: Limit(scale=2.0, noise_floor=5e-8, limit=1e-6) for name in outputs},
         findings=tuple(found),
         samples={"held_out_cases": 3, "held_out_rows": 7, "edge_cases": ["zeros"]},
-        requested={"device": "cpu", "precision": "fp32", "options": {"providers": ["CPU"]}},
+        requested={
+            "device": "cpu", "precision": "fp32", "kept_in_fp32": [],
+            "options": {"providers": ["CPU"]},
+            "bounds": {"multiple": 16.0, "smallest": 1e-6, "ceiling": 1e-5},
+        },
         effective={
             "devices": {"cpu": 1}, "precisions": {"fp32": 1}, "tf32": False,
             "nodes": [{"name": "n0", "operator": "Gemm", "device": "cpu", "precision": "fp32"}],
         },
-        failures=(), not_run=("task drift",), libraries={"onnxruntime": "1"},
+        contract=(
+            promise("tensor image", "float32[batch, 1, 4, 4]"), promise("axis batch", "1 to 4"),
+        ),
+        swallowed=(Swallowed(case="nan", output=outputs[0], module=0.0, engine=0.0),),
+        drift=(), budget=(), failures=(), not_run=("task drift",),
+        libraries={"onnxruntime": "1"},
     )  # fmt: skip
 
 
@@ -145,6 +171,41 @@ def failed(certificate: Certificate) -> Certificate:
     )
 
 
+def told(folder: Path) -> Certificate:
+    """A failed certificate that tells of everything that one can tell of."""
+    edges = [
+        ("fp64 module", "fp32 module", 5e-8, 5e-8),
+        ("fp32 module", "graph", 0.0, 5e-8),
+        ("graph", "engine", 3e-4, 3e-4),
+        ("engine", "HTTP answer", None, None),
+    ]
+    return failed(make_certificate(folder)).model_copy(
+        update={
+            "contract": (
+                promise("tensor image", "float32[batch, 4]", engine="float32[2, 4]"),
+                promise("axis batch", "1 to 4", exporter="1 to 4"),
+            ),
+            "swallowed": (Swallowed(case="nan", output="logits", module=0.0, engine=1.0),),
+            "drift": (
+                Drift(
+                    measure="class", output="logits", answers=540, changed=0.1,
+                    interval=(0.08, 0.13), allowed=0.0, passed=False, ties=2, tie=2e-6,
+                    measures={"accuracy": (0.97, 0.92, -0.07, -0.03)}, leads=(1e-7, 3e-7, 0.01),
+                ),
+            ),
+            "budget": tuple(
+                Edge(start=a, end=b, output="logits", error=e, total=t, limit=1e-6)
+                for a, b, e, t in edges
+            ),
+            "diagnosis": Diagnosis(
+                case="batch=2", node="conv1", operator="Conv", tensor="conv1_out", error=2e-4,
+                inputs=("image",), note="tensor 'w' is not the graph's",
+            ),
+            "requested": {"precision": "fp32", "kept_in_fp32": ["conv1", "fc"]},
+        }
+    )  # fmt: skip
+
+
 def test_numbers_are_not_rounded_into_something_else() -> None:
     assert number(61706) == "61,706"
     assert number(0.002) == "0.002"
@@ -153,6 +214,9 @@ def test_numbers_are_not_rounded_into_something_else() -> None:
     assert times(0.0) == "0"
     assert times(None) == "not a number"
     assert times(math.inf) == "inf"
+    assert (percent(0.0), percent(1e-9), percent(1 - 1e-9), percent(1.0)) == (
+        "0.00 %", "below 0.01 %", "above 99.99 %", "100.00 %",
+    )  # fmt: skip
 
 
 def test_card_says_what_the_artifacts_hold(tmp_path) -> None:
@@ -191,6 +255,16 @@ def test_order_of_settings_does_not_change_the_card(tmp_path) -> None:
     for name, value in (("a.md", trained), ("b.md", turned)):
         write_card(make_recipe(), value, [], tmp_path / name)
     assert (tmp_path / "a.md").read_bytes() == (tmp_path / "b.md").read_bytes()
+
+
+def test_card_says_what_a_certificate_tells(tmp_path) -> None:
+    write_card(make_recipe(), make_trained(tmp_path), [told(tmp_path)], tmp_path / "card.md")
+    text = (tmp_path / "card.md").read_text()
+    assert "- Shape contract: FAILED, not all places agree on tensor image" in text
+    assert "- Task drift: FAILED, class of logits: 10.00 % of 540 answers changed" in text
+    assert "- Error budget: logits: from fp64 module to fp32 module 5.0e-08, graph 0" in text
+    assert "- Where: node 'conv1' (Conv) is the first to go another way" in text
+    assert "kept in fp32: conv1, fc" in text
 
 
 def test_failed_certificate_reads_failed(tmp_path) -> None:

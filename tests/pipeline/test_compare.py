@@ -12,9 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.cases import EDGE, HELD_OUT, Case
 from pipeline.compare import (
-    CEILING,
-    MULTIPLE,
-    SMALLEST,
+    BOUNDS,
+    compare,
     derive_limits,
     ratio,
     relative_error,
@@ -75,7 +74,28 @@ def test_the_limit_follows_the_noise_floor_between_its_bounds(noise: float) -> N
     limit = derive_limits([case(HELD_OUT, reference + 2 * noise, reference)])["y"]
     assert limit.scale == 2
     assert limit.noise_floor == pytest.approx(noise, abs=1e-15)
-    assert limit.limit == min(max(MULTIPLE * limit.noise_floor, SMALLEST), CEILING)
+    allowed = BOUNDS["fp32"]
+    wanted = min(max(allowed.multiple * limit.noise_floor, allowed.smallest), allowed.ceiling)
+    assert limit.limit == wanted
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_lower_precision_has_the_floor_of_its_own_and_edges_that_cost_more_theirs(
+    held_out: float, edge: float
+) -> None:
+    answers = np.array([1.0, -2.0])
+    cases = [case(HELD_OUT, answers, answers), case(EDGE, answers, answers)]
+    floors = {"y": {HELD_OUT: held_out, "c": edge}}
+    limit = derive_limits(cases, "int8", floors)["y"]
+    allowed = BOUNDS["int8"]
+    assert limit.noise_floor == held_out
+    wanted = min(max(allowed.multiple * held_out, allowed.smallest), allowed.ceiling)
+    assert limit.limit == wanted
+    assert limit.cases == (
+        {"c": allowed.multiple * edge} if allowed.multiple * edge > wanted else {}
+    )
+    (finding,) = compare("edges", cases[1], {"y": answers}, {"y": answers}, {"y": limit})
+    assert finding.limit == max(wanted, allowed.multiple * edge)
 
 
 def test_edge_inputs_do_not_set_the_limit() -> None:

@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 
 from models.codec import Codec
-from models.errors import BundleError, CertificateFailed, TamperedFile
+from models.errors import BundleError, CertificateFailed, MissingFile, TamperedFile
 from models.signature import Signature
-from pipeline.artifacts import digest_files
+from pipeline.artifacts import canonical_json, digest_files
 from pipeline.bundle import MANIFEST, open_bundle
 from pipeline.carrying import Run
 from pipeline.cases import HELD_OUT
 from pipeline.invariance import composition, invariances
 from pipeline.package import package
-from pipeline.parts import check, part
+from pipeline.parts import check, new_part, part
+from pipeline.samples import HELD_OUT_ROWS
 from pipeline.train import train
 from pipeline.values import CODEC, HISTORY, PARTS, Certificate, Engine
 from pipeline.verify import verify
 from tests.conftest import Release, make_release
 from tests.pipeline.coded import CODED, SIZE
+from tests.pipeline.test_bundle import reseal
 
 REFERENCE = "tests.pipeline.coded:CODED"
 
@@ -72,10 +74,34 @@ def test_parts_open_from_the_bundle_and_together_are_the_whole(coded: Release) -
     )  # fmt: skip
 
 
+def test_a_bundle_unpacks_into_what_was_packaged(coded: Release, tmp_path: Path) -> None:
+    model, engine = coded.bundle.unpack("ort-cpu-fp32", tmp_path / "whole")
+    assert (model.digest, engine.digest) == (coded.model.digest, coded.engine.digest)
+    check(model)
+    check(engine)
+    assert verify(engine, model, new_part(tmp_path, "certificate"))
+    # Of what is kept apart, one file that is missing is missed where the others are.
+    shutil.copy2(coded.model.folder / HELD_OUT_ROWS, model.folder)
+    with pytest.raises(MissingFile):
+        check(model)
+
+
+def test_a_part_without_its_own_certificate_spoils_the_whole(
+    coded: Release, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(coded.bundle.folder, tmp_path / "bundle"))
+    path = folder / PARTS / "decoder" / "engines" / "ort-cpu-fp32" / "certificate.json"
+    value = json.loads(path.read_text())
+    path.write_bytes(canonical_json(value | {"not_run": ["nothing at all"]}))
+    reseal(folder)
+    with pytest.raises(CertificateFailed, match="'ort-cpu-fp32' of bundle 'coded' has no passed"):
+        open_bundle(folder).open_engine()
+
+
 def test_every_file_of_a_part_is_guarded(coded: Release, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(coded.bundle.folder, tmp_path / "bundle"))
     files = [name for name in coded.bundle.manifest.files if name.startswith(PARTS)]
-    assert len(files) == 2 * 5
+    assert len(files) == 2 * 6
     for name in files:
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

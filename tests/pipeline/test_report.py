@@ -17,6 +17,7 @@ from models.signature import Signature, TensorSpec
 from pipeline import plots
 from pipeline.artifacts import write_json
 from pipeline.report import write_report
+from pipeline.values import Candidate, Refusal
 from tests.pipeline.test_card import (
     ACTUAL,
     BATCH,
@@ -27,6 +28,7 @@ from tests.pipeline.test_card import (
     make_model,
     make_recipe,
     make_trained,
+    told,
 )
 
 VECTORS = Signature(
@@ -88,17 +90,17 @@ def render(folder: Path, **changes: Any) -> str:
     certificates = changes.get("certificates", [make_certificate(folder)])
     path = folder / "report.html"
     recipe = changes.get("recipe", make_recipe())
-    write_report(recipe, trained, model, certificates, path, changes.get("latency"))
+    more = {k: v for k, v in changes.items() if k in ("latency", "candidates", "refusals")}
+    write_report(recipe, trained, model, certificates, path, **more)
     return path.read_text()
 
 
-def test_page_is_whole_and_well_formed(tmp_path) -> None:
-    text = render(tmp_path)
+def check_page(text: str) -> Page:
+    """A page is well formed, accessible, and needs no network and no script."""
     page = Page(text)
     assert text.startswith("<!DOCTYPE html>")
     ids = page.all("id")
     assert len(ids) == len(set(ids))
-    assert set(SECTIONS) <= set(ids)
     assert {target[1:] for target in page.all("href") if target.startswith("#")} <= set(ids)
     assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
     for tag, attributes in page.elements:
@@ -106,15 +108,17 @@ def test_page_is_whole_and_well_formed(tmp_path) -> None:
         assert tag != "th" or attributes["scope"] in ("row", "col")
         assert tag != "img" or attributes["alt"]
         assert tag != "svg" or attributes["aria-label"]
-
-
-def test_page_needs_no_network(tmp_path) -> None:
-    text = render(tmp_path)
-    addresses = [*Page(text).all("src"), *Page(text).all("href")]
-    assert all(a.startswith(("#", "data:")) for a in addresses)
+    assert all(a.startswith(("#", "data:")) for a in [*page.all("src"), *page.all("href")])
     assert "://" not in text
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
     assert "@import" not in text
+    return page
+
+
+def test_page_is_whole_and_needs_nothing_else(tmp_path) -> None:
+    other = told(tmp_path).model_copy(update={"target": "ort-cpu-int8"})
+    page = check_page(render(tmp_path, certificates=[make_certificate(tmp_path), other]))
+    assert set(SECTIONS) <= set(page.all("id"))
 
 
 def test_same_artifacts_give_the_same_bytes(tmp_path) -> None:
@@ -178,7 +182,10 @@ def test_errors_are_the_certificates(tmp_path) -> None:
     ]  # fmt: skip
     assert page.tables["Errors on edge inputs of ort-cpu-fp32"][1:] == [["zeros", "0 equal"]]
     assert page.tables["Invariances of ort-cpu-fp32"][1][0] == "twice"
-    assert page.tables["Limits of ort-cpu-fp32"][1] == ["logits", "2", "5.0e-08", "1.0e-06"]
+    assert page.tables["Limits of ort-cpu-fp32"][1] == [
+        "logits", "2", "5.0e-08", "1.0e-06",
+        "the least that is asked (16 × noise floor 5.0e-08 is less)",
+    ]  # fmt: skip
 
 
 def test_gallery_shows_mistakes_first(tmp_path) -> None:
@@ -343,3 +350,25 @@ def test_layers_of_ten_and_more_are_drawn_in_their_order(tmp_path) -> None:
     assert drawn[0] == "l0"
     assert drawn[-1] == "l11"
     assert drawn == sorted(drawn, key=lambda name: int(name[1:]))
+
+
+def test_candidates_and_refusals_are_shown_where_they_are_given(tmp_path) -> None:
+    assert 'id="candidates"' not in render(tmp_path)
+    several = [
+        Candidate(
+            name=name, precision="fp32", options={"threads": 1}, milliseconds=times,
+            outcome=outcome, kept=not outcome.startswith("slower"),
+        )
+        for name, times, outcome in (
+            ("a", {1: 0.5, 8: 2.0}, "the fastest"), ("b", {1: 0.75}, "slower"),
+        )
+    ]  # fmt: skip
+    refusal = Refusal(folder=tmp_path, target="ort-cpu-int8", parent="m", why="It does not pay.")
+    text = render(tmp_path, candidates={"ort-cpu-fp32": several}, refusals=[refusal])
+    page = check_page(text)
+    assert page.tables["Candidates for ort-cpu-fp32"] == [
+        ["Candidate", "Precision", "Batch 1, ms", "Batch 8, ms", "Outcome"],
+        ["✓ a", "fp32", "0.500", "2.000", "the fastest"],
+        ["b", "fp32", "0.750", "–", "slower"],
+    ]
+    assert "<strong>ort-cpu-int8 was refused:</strong> It does not pay." in text

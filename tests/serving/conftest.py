@@ -20,7 +20,7 @@ from pipeline.artifacts import digest_files, save, write_json
 from pipeline.bundle import CASES, ENGINES, MANIFEST, Manifest, open_bundle
 from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
 from pipeline.optimize import optimize
-from pipeline.values import CODEC, MODEL, OnnxModel
+from pipeline.values import CODEC, MODEL, Engine, OnnxModel
 from pipeline.verify import verify
 from serving.launch import Server, serve
 
@@ -155,6 +155,33 @@ def write_manifest(folder: Path, **changes: Any) -> None:
     save(Manifest(**facts | changes), folder, MANIFEST)
 
 
+def record_cases(
+    signature: Signature, samples: Arrays, answer: Callable[[Arrays, Any], Arrays]
+) -> list[Case]:
+    """Cases with a formula's answers in fp32 and fp64, to inputs that are no numbers as well."""
+    with np.errstate(all="ignore"):
+        return [
+            Case(
+                c.name, c.origin, c.sizes, c.inputs, answer(c.inputs, "f4"), answer(c.inputs, "f8")
+            )
+            for c in make_inputs(signature, samples)
+        ]  # fmt: skip
+
+
+def write_model(
+    folder: Path, name: str, signature: Signature, cases: list[Case], codec: Codec, **facts: Any
+) -> OnnxModel:
+    """What an export leaves beside the graph that lies in `folder`."""
+    write_cases(cases, folder)
+    write_json(folder / CODEC, codec.model_dump(mode="json"))
+    return OnnxModel(
+        folder=folder, recipe=name, parent="", signature=signature, opset=18, exporter="test",
+        libraries={}, files=digest_files(folder, [MODEL, CASES_FILE, CODEC]),
+        declared={spec.name: spec.declared() for spec in (*signature.inputs, *signature.outputs)},
+        **facts,
+    )  # fmt: skip
+
+
 def _make_bundle(
     folder: Path,
     name: str,
@@ -175,17 +202,9 @@ def _make_bundle(
         "tokens": RANDOM.integers(0, TEXT.largest + 1, (80, 6)),
         "features": RANDOM.uniform(-1, 1, (80, 3)).astype(np.float32),
     }
-    cases = [
-        Case(c.name, c.origin, c.sizes, c.inputs, answer(c.inputs, "f4"), answer(c.inputs, "f8"))
-        for c in make_inputs(signature, samples)
-    ]
-    write_cases(cases, stage)
-    write_json(stage / CODEC, codec.model_dump(mode="json"))
-    model = OnnxModel(
-        folder=stage, recipe=name, parent="", signature=signature, opset=18, exporter="test",
-        libraries={}, files=digest_files(stage, [MODEL, CASES_FILE, CODEC]),
-    )  # fmt: skip
+    model = write_model(stage, name, signature, record_cases(signature, samples, answer), codec)
     engine = optimize(model, TARGET, engine_folder)
+    assert isinstance(engine, Engine)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
     shutil.copy(stage / MODEL, out / MODEL)

@@ -12,13 +12,12 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 
 from models.codec import Actions, Codec
 from models.signature import Arrays, Axis, Signature, TensorSpec
-from pipeline.artifacts import digest_files, write_json
 from pipeline.bundle import CASES, ENGINES
-from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
+from pipeline.cases import CASES_FILE
 from pipeline.optimize import optimize
-from pipeline.values import CODEC, MODEL, OnnxModel
+from pipeline.values import CODEC, MODEL, Engine
 from pipeline.verify import verify
-from tests.serving.conftest import TARGET, write_manifest
+from tests.serving.conftest import TARGET, record_cases, write_manifest, write_model
 
 HIDDEN = 16
 MOST = 32  # rows
@@ -97,20 +96,14 @@ def make_bundle(agent: Agent, folder: Path) -> Path:
     for path in (stage, out / CASES, engine_folder):
         path.mkdir(parents=True)
     _write_graph(agent, stage / MODEL)
-    cases = [
-        Case(
-            c.name, c.origin, c.sizes, c.inputs,
-            *({"q_values": agent.answer(c.inputs["observation"], dtype)} for dtype in ("f4", "f8")),
-        )
-        for c in make_inputs(agent.signature, {"observation": agent.observations(80)})
-    ]  # fmt: skip
-    write_cases(cases, stage)
-    write_json(stage / CODEC, agent.codec.model_dump(mode="json"))
-    model = OnnxModel(
-        folder=stage, recipe=agent.name, parent="", signature=agent.signature, opset=18,
-        exporter="test", libraries={}, files=digest_files(stage, [MODEL, CASES_FILE, CODEC]),
-    )  # fmt: skip
+    cases = record_cases(
+        agent.signature,
+        {"observation": agent.observations(80)},
+        lambda given, dtype: {"q_values": agent.answer(given["observation"], dtype)},
+    )
+    model = write_model(stage, agent.name, agent.signature, cases, agent.codec)
     engine = optimize(model, TARGET, engine_folder)
+    assert isinstance(engine, Engine)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
     for name, place in ((MODEL, out), (CASES_FILE, out / CASES), (CODEC, out)):

@@ -19,15 +19,15 @@ from PIL import Image
 
 from models.codec import Anomaly, Codec, ImageInput, Pictures
 from models.signature import Arrays, Axis, Signature, TensorSpec
-from pipeline.artifacts import digest_files, write_json
+from pipeline.artifacts import write_json
 from pipeline.bundle import CASES, ENGINES, Bundle
-from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
+from pipeline.cases import CASES_FILE
 from pipeline.optimize import optimize
 from pipeline.parts import new_part, part, save_value
 from pipeline.values import CODEC, MODEL, PARTS, Certificate, Engine, OnnxModel
 from pipeline.verify import verify
 from serving.drawing import in_blocks
-from tests.serving.conftest import TARGET, write_manifest
+from tests.serving.conftest import TARGET, record_cases, write_manifest, write_model
 
 BLOCK = 8
 BATCH = Axis("batch", 1, BLOCK, 64)
@@ -248,20 +248,8 @@ def _export(
         size = spec.at({"batch": 80})
         samples.setdefault(spec.name, random.normal(size=size).astype(np.float32))
     _write_graph(folder / MODEL, graph.signature, graph.nodes)
-    cases = [
-        Case(
-            c.name, c.origin, c.sizes, c.inputs,
-            graph.answer(c.inputs, "f4"), graph.answer(c.inputs, "f8"),
-        )
-        for c in make_inputs(graph.signature, samples)
-    ]  # fmt: skip
-    write_cases(cases, folder)
-    write_json(folder / CODEC, codec.model_dump(mode="json"))
-    value = OnnxModel(
-        folder=folder, recipe=name, parent="", signature=graph.signature, opset=18,
-        exporter="test", libraries={}, files=digest_files(folder, [MODEL, CASES_FILE, CODEC]),
-        parts=dict(parts),
-    )  # fmt: skip
+    cases = record_cases(graph.signature, samples, graph.answer)
+    value = write_model(folder, name, graph.signature, cases, codec, parts=dict(parts))
     save_value(value)
     return value
 
@@ -277,6 +265,7 @@ def make_bundle(folder: Path, name: str, coded: Coded) -> Path:
     }
     model = _export(stage / "graph", name, coded.whole, coded.codec, digests)
     engine = optimize(model, TARGET, stage / "engine")
+    assert isinstance(engine, Engine)
     certificate = verify(engine, model, stage / "certificate")
     assert certificate, certificate.failures
     _copy(out, model, engine, certificate)

@@ -13,13 +13,12 @@ from PIL import Image
 
 from models.codec import Codec, TiledImage
 from models.signature import Arrays, Axis, Signature, TensorSpec
-from pipeline.artifacts import digest_files, write_json
 from pipeline.bundle import CASES, ENGINES
-from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
+from pipeline.cases import CASES_FILE
 from pipeline.optimize import optimize
-from pipeline.values import CODEC, MODEL, OnnxModel
+from pipeline.values import CODEC, MODEL, Engine
 from pipeline.verify import verify
-from tests.serving.conftest import TARGET, write_manifest
+from tests.serving.conftest import TARGET, record_cases, write_manifest, write_model
 
 CLASSES = ("ground", "cell", "border")
 COLOURS = ("#102030", "#ff8000", "#00c0ff")
@@ -122,22 +121,12 @@ def make_bundle(folder: Path, name: str, channels: int) -> Path:
     _write_graph(stage / MODEL, signature, channels)
     random = np.random.default_rng(3)
     samples = {"image": random.random((8, channels, LARGEST, LARGEST), np.float32)}
-    cases = [
-        Case(
-            c.name, c.origin, c.sizes, c.inputs,
-            answer(c.inputs["image"], "f4"), answer(c.inputs["image"], "f8"),
-        )
-        for c in make_inputs(signature, samples)
-    ]  # fmt: skip
-    write_cases(cases, stage)
+    cases = record_cases(signature, samples, lambda given, dtype: answer(given["image"], dtype))
     tiled = TiledImage(name="image", channels=channels, margin=MARGIN, multiple=2)
     codec = Codec(tiled=tiled, pixels="probabilities", classes=CLASSES, colours=COLOURS)
-    write_json(stage / CODEC, codec.model_dump(mode="json"))
-    model = OnnxModel(
-        folder=stage, recipe=name, parent="", signature=signature, opset=18, exporter="test",
-        libraries={}, files=digest_files(stage, [MODEL, CASES_FILE, CODEC]),
-    )  # fmt: skip
+    model = write_model(stage, name, signature, cases, codec)
     engine = optimize(model, TARGET, engine_folder)
+    assert isinstance(engine, Engine)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
     shutil.copy(stage / MODEL, out / MODEL)

@@ -18,14 +18,13 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 from models.codec import Characters, Codec, Generation
 from models.recurrence import Recurrence, State, start, state_names
 from models.signature import Arrays, Axis, Signature, TensorSpec
-from pipeline.artifacts import digest_files, write_json
 from pipeline.bundle import CASES, ENGINES
 from pipeline.carrying import carried_inputs, run_carried
-from pipeline.cases import CARRIED, CASES_FILE, Case, make_inputs, write_cases
+from pipeline.cases import CARRIED, CASES_FILE, Case
 from pipeline.optimize import optimize
-from pipeline.values import CODEC, MODEL, OnnxModel
+from pipeline.values import CODEC, MODEL, Engine
 from pipeline.verify import verify
-from tests.serving.conftest import TARGET, write_manifest
+from tests.serving.conftest import TARGET, record_cases, write_manifest, write_model
 
 ALPHABET = tuple("\n abcdefghijklmnopqrstuvwxyzX:7MKCDEFG|")  # enough for a tune
 TUNE = "X:7\nM:C\nK:C\nCDEF|Gg|\n"
@@ -270,21 +269,11 @@ def make_bundle(net: Net, folder: Path, **generation: Any) -> Path:
         "position": RANDOM.integers(0, CAPACITY - LENGTH.max + 1, 40),
         "count": np.zeros((40, 1), np.float32),
     }
-    cases = [
-        Case(
-            c.name, c.origin, c.sizes, c.inputs, net.answer(c.inputs, "f4"),
-            net.answer(c.inputs, "f8"),
-        )
-        for c in make_inputs(net.signature, samples)
-    ]  # fmt: skip
-    write_cases([*cases, _carried(net, samples)], stage)
+    cases = [*record_cases(net.signature, samples, net.answer), _carried(net, samples)]
     codec = Codec(generation=net.generation.model_copy(update=generation))
-    write_json(stage / CODEC, codec.model_dump(mode="json"))
-    model = OnnxModel(
-        folder=stage, recipe=net.name, parent="", signature=net.signature, opset=18,
-        exporter="test", libraries={}, files=digest_files(stage, [MODEL, CASES_FILE, CODEC]),
-    )  # fmt: skip
+    model = write_model(stage, net.name, net.signature, cases, codec)
     engine = optimize(model, TARGET, engine_folder)
+    assert isinstance(engine, Engine)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
     shutil.copy(stage / MODEL, out / MODEL)

@@ -1,0 +1,1 @@
+"""The gate is tested by mutation: faults in real graphs, sound engines beside them, other tools."""

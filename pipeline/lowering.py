@@ -1,0 +1,138 @@
+"""Lowering: which nodes of a graph bear lower precision, chosen by rows of the validation split."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.codec import Codec
+from models.errors import BuildFailed
+from pipeline.artifacts import digest_files
+from pipeline.backends import Built, Target, backend
+from pipeline.cases import EDGE, Case
+from pipeline.compare import Run, compare, derive_limits, replay, worst_ratio
+from pipeline.drift import check_drift
+from pipeline.samples import VALIDATION_ROWS, Samples, read_samples
+from pipeline.values import CODEC, MODEL, Finding, Limit, OnnxModel
+
+_RANKED = 64  # nodes that are tried one by one; of more, those nearest to input and output
+_ROWS = 16  # rows by which they are ranked
+# The share of the allowed drift that validation rows may show; held-out ones showed twice as much.
+_ROOM = 0.5
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An engine of lower precision that is inside its limits, or why there is none."""
+
+    built: Built | None
+    kept: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """How an engine does: error over limit at its worst, and changed answers over allowed."""
+
+    error: float
+    drift: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.error, self.drift)
+
+    def __str__(self) -> str:
+        return f"error {self.error:.2f} and drift {self.drift:.2f} times what is allowed"
+
+
+def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Lowered:
+    """Build the engine of a target of lower precision into `out`, with as few fp32 nodes as can be.
+
+    At first every node that can be is lowered. Is that too much, each is lowered alone, and the 1,
+    2, 4, ... that then do most harm stay in fp32. Judged by validation rows, never by held-out
+    ones, and by edge inputs. Raises `BuildFailed`.
+    """
+    signature, tools = model.signature, backend(target)
+    if signature.recurrence is not None:
+        return Lowered(None, why="its state would be carried from call to call in less than fp32")
+    path = model.folder / VALIDATION_ROWS
+    if not path.is_file():
+        raise BuildFailed(
+            f"nodes of {target.name!r} are chosen by validation rows beside {MODEL}",
+            got=f"no {path.name}",
+            fix="build it where the model was exported, or export it again",
+        )
+    nodes = tools.lowered(model.folder / MODEL)
+    if not nodes:
+        return Lowered(None, why="no node of the graph is a product with a weight")
+    samples = read_samples(path)
+    codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
+    limits = derive_limits(cases, target.precision, model.floors.get(target.precision, {}))
+    edges = [case for case in cases if case.origin == EDGE]
+
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def build(keep: Collection[str]) -> tuple[Built, Run]:
+            built = tools.build(
+                model.folder / MODEL, signature, target, out, keep=keep, scratch=Path(scratch)
+            )
+            files = digest_files(out, list(built.files))
+            return built, tools.open(out, files, built.options).run
+
+        def judge(run: Run) -> _Trial:
+            drift = check_drift(
+                run, samples, signature, codec, limits, target.precision, model.drift
+            )
+            shares = [d.changed / (_ROOM * d.allowed) if d.allowed else d.changed for d in drift]
+            failed = any(not d.passed for d in drift)
+            error = max(_error(run, samples, model, limits), _worst(replay(run, edges, limits)))
+            return _Trial(error, max([*shares, 1.01 * failed]))
+
+        def alone(node: str) -> float:
+            _, run = build([other for other in nodes if other != node])
+            return _error(run, _few(samples), model, limits)
+
+        built, run = build(())
+        first = last = judge(run)
+        if first.worst <= 1:
+            return Lowered(built)
+        near = nodes if len(nodes) <= _RANKED else nodes[: _RANKED // 2] + nodes[-_RANKED // 2 :]
+        harm = {node: alone(node) for node in near}
+        ranked = sorted(near, key=lambda node: -harm[node])
+        count = 1
+        while count < len(nodes) and count <= len(ranked):
+            keep = ranked[:count]
+            built, run = build(keep)
+            last = judge(run)
+            if last.worst <= 1:
+                return Lowered(built, tuple(node for node in nodes if node in keep))
+            count *= 2
+    return Lowered(
+        None,
+        why=f"with all {len(nodes)} products lowered: {first}; with {count // 2} in fp32: {last}",
+    )
+
+
+def _error(run: Run, samples: Samples, model: OnnxModel, limits: dict[str, Limit]) -> float:
+    """Error over limit of the worst output over a table of rows."""
+    answers = [run(inputs) for inputs in samples.batches(model.signature)]
+    join = np.concatenate if model.signature.batch else np.stack
+    joined = {name: join([answer[name] for answer in answers]) for name in answers[0]}
+    case = Case("validation", "", {}, {})
+    return _worst(compare("samples", case, joined, samples.reference, limits))
+
+
+def _worst(findings: list[Finding]) -> float:
+    ratio = worst_ratio(findings)
+    return np.inf if ratio is None and findings else ratio or 0.0
+
+
+def _few(samples: Samples) -> Samples:
+    return Samples(
+        {n: a[:_ROWS] for n, a in samples.inputs.items()},
+        reference={n: a[:_ROWS] for n, a in samples.reference.items()},
+    )

@@ -1,0 +1,58 @@
+"""Noise floors: what each precision costs the module, where it can be asked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.datasets import Split
+from models.signature import BATCH, Axis, Signature, TensorSpec
+from pipeline.cases import EDGE, HELD_OUT
+from pipeline.floors import measure_floors
+from pipeline.recording import record
+from pipeline.samples import choose_samples
+
+ROWS = Axis(BATCH, 1, 4, 8)
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", (ROWS, 16), -1.0, 1.0),), (TensorSpec("y", "float32", (ROWS, 4)),)
+)
+
+
+class Dense(nn.Module):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self.layers(x) * self.scale}
+
+
+def floors(scale: float = 1.0) -> dict[str, dict[str, dict[str, float]]]:
+    torch.manual_seed(0)
+    module = Dense(scale).eval()
+    rows = torch.rand(64, 16).numpy() * 2 - 1
+    cases = record(module, SIGNATURE, {"x": rows})
+    calibration = choose_samples(SIGNATURE, Split({"x": rows}, {}), rows=64)
+    return measure_floors(module, SIGNATURE, cases, calibration)
+
+
+def test_the_fewer_bits_the_higher_the_floor() -> None:
+    found = {precision: of["y"][HELD_OUT] for precision, of in floors().items()}
+    # Half a unit in the last place of 11, 8 and 8 bits of significand, grown by two layers.
+    assert 1e-5 < found["fp16"] < 5e-3
+    assert 4 * found["fp16"] < found["bf16"] < 5e-2
+    assert 1e-3 < found["int8"] < 5e-2
+
+
+def test_each_edge_case_has_a_floor_of_its_own() -> None:
+    for of in floors().values():
+        assert {"zeros", "low", "high", "alternating"} <= of["y"].keys()
+        assert EDGE not in of["y"]
+
+
+def test_what_overflows_in_half_precision_has_no_floor_there() -> None:
+    found = floors(scale=1e6)
+    assert "fp16" in found
+    assert HELD_OUT not in found["fp16"]["y"]
+    assert HELD_OUT in found["bf16"]["y"]
