@@ -81,9 +81,10 @@ def print_campaign(document: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0] if rows else ():
         word = name in ("fault", "seen by")
+        title = letters.get(name, name)
         table.add_column(
-            letters.get(name, name), justify="left" if word else "right", no_wrap=word
-        )  # fmt: skip
+            title, justify="left" if word else "right", no_wrap=word, min_width=len(title)
+        )
     for row in rows:
         table.add_row(*("–" if value is None else str(value) for value in row.values()))
     console.print(table)

@@ -16,6 +16,7 @@ from models.recurrence import state_names
 from models.signature import BATCH, Arrays, Signature, Sizes, TensorSpec
 from pipeline.artifacts import canonical_json, write_bytes
 
+_CALLS = 64  # at most, in which every integer is asked
 CASES_FILE = "cases.safetensors.gz"  # tables of state are mostly zeros
 
 HELD_OUT = "held-out"
@@ -40,9 +41,11 @@ class Case:
 def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list[Case]:
     """The cases to record: held-out samples at every corner, and edge inputs, without answers.
 
-    Then held-out samples with a value in their first row that is not finite. `samples` holds real
-    rows for each input, the row axis first. Other axes are cut, or continued by repetition, to the
-    size that the corner asks for. Without a batch axis a case is one row.
+    Of inputs that are integers each value fills a row once: the row of a table that no sample asks
+    for holds weights as well. Then come held-out samples with a value in their first row that is
+    not finite. `samples` holds real rows for each input, the row axis first. Other axes are cut,
+    or continued by repetition, to the size that the corner asks for. Without a batch axis a case is
+    one row.
     """
     cases = []
     start = 0
@@ -55,6 +58,7 @@ def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list
     for name in ("zeros", "low", "high", "middle", "alternating", "denormal"):
         inputs = {s.name: _edge(name, s, sizes) for s in signature.inputs}
         cases.append(Case(name, EDGE, sizes, inputs))
+    cases += _every_integer(signature)
     given = [
         s.name for s in signature.inputs if s.floating and s.name not in state_names(signature)
     ]
@@ -64,6 +68,36 @@ def make_inputs(signature: Signature, samples: Mapping[str, np.ndarray]) -> list
             array = inputs[floats] = inputs[floats].copy()
             array.reshape(-1)[0] = value
         cases.append(Case(name, NONFINITE, sizes, inputs))
+    return cases
+
+
+def _every_integer(signature: Signature) -> list[Case]:
+    """Rows of the smallest sizes, each filled by one integer of the inputs' ranges.
+
+    As many as are asked in `_CALLS` calls; of a larger range, integers at even distances.
+    """
+    states = state_names(signature)
+    ranges = {
+        spec.name: (int(spec.low), int(spec.high))
+        for spec in signature.inputs
+        if spec.dtype.startswith(("int", "uint")) and spec.name not in states
+        if spec.low is not None and spec.high is not None
+    }
+    batch = signature.batch
+    if not ranges or batch is None:
+        return []
+    low, high = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
+    count = max(batch.min, min(high - low + 1, _CALLS * batch.max))
+    integers = np.linspace(low, high, count).astype(np.int64)
+    cases = []
+    for some in np.array_split(integers, -(-count // batch.max)):
+        sizes = {name: axis.min for name, axis in signature.axes.items()} | {BATCH: len(some)}
+        inputs = {spec.name: _edge("zeros", spec, sizes) for spec in signature.inputs}
+        for name, bounds in ranges.items():
+            filled = np.empty_like(inputs[name])
+            filled.T[...] = np.clip(some, *bounds)
+            inputs[name] = filled
+        cases.append(Case(f"integers {some[0]} to {some[-1]}", EDGE, sizes, inputs))
     return cases
 
 

@@ -51,9 +51,10 @@ def check(value: BaseModel, *, apart: bool = True) -> None:
     """
     if isinstance(value, TrainedModel | OnnxModel | Engine):
         check_files(value.folder, value.files)
-    if isinstance(value, OnnxModel):
-        if apart or any((value.folder / name).exists() for name in value.apart):
-            check_files(value.folder, value.apart)
+    if isinstance(value, OnnxModel) and (
+        apart or any((value.folder / name).exists() for name in value.apart)
+    ):
+        check_files(value.folder, value.apart)
     if isinstance(value, OnnxModel | Engine | Certificate):
         for name in value.parts:
             check(part(value, name), apart=apart)

@@ -20,6 +20,7 @@ VALIDATION_ROWS = "validation.safetensors"
 CALIBRATION_ROWS = "calibration.safetensors"
 
 _BYTES = 16 << 20
+_FEW = 128  # rows that are kept however large they are
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def choose_samples(
 ) -> Samples:
     """The first rows of a split, as long as a row is and the signature allows.
 
-    At most `rows`, and 16 MiB with their answers of `answer_bytes` a row. Of rows that had to be
-    cut or continued no target is known.
+    At most `rows`, and more than 128 only within 16 MiB with their answers of `answer_bytes` a row.
+    Of rows that had to be cut or continued no target is known.
     """
     usual = {name: axis.opt for name, axis in signature.axes.items()}
     states = state_names(signature)
@@ -74,7 +75,7 @@ def choose_samples(
         int(np.prod(spec.at({**sizes, BATCH: 1}))) * np.dtype(spec.dtype).itemsize for spec in known
     )
     there = [len(split.inputs[spec.name]) for spec in known]
-    count = max(1, min(rows, _BYTES // max(row_bytes, 1), *there))
+    count = min(rows, max(_FEW, _BYTES // max(row_bytes, 1)), *there)
     for spec in known:
         array = split.inputs[spec.name][:count]
         shape = spec.at({**sizes, BATCH: count})

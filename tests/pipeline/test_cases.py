@@ -97,3 +97,19 @@ def test_what_are_no_cases_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / CASES_FILE).write_bytes(content)
     with pytest.raises(TamperedFile, match="does not hold recorded cases"):
         read_cases(tmp_path)
+
+
+@given(st.integers(1, 9), st.integers(0, 3), st.integers(0, 40))
+def test_every_integer_of_a_range_fills_a_row(most: int, low: int, more: int) -> None:
+    batch, steps = Axis(BATCH, 1, 1, most), Axis("time", 2, 3, 5)
+    tokens = TensorSpec("tokens", "int64", (batch, steps), low, low + more)
+    label = TensorSpec("label", "int64", (batch,), 0, 1)
+    signature = Signature((tokens, label), (TensorSpec("y", "float32", (batch,)),))
+    rows = {"tokens": np.full((4, 3), low), "label": np.zeros(4, np.int64)}
+    cases = [c for c in make_inputs(signature, rows) if c.name.startswith("integers")]
+    asked = np.concatenate([case.inputs["tokens"] for case in cases])
+    least = min(low, 0)
+    wanted = np.arange(least, max(low + more, 1) + 1)
+    np.testing.assert_array_equal(asked, np.clip(wanted, low, low + more)[:, None].repeat(2, 1))
+    for case in cases:
+        signature.check(case.inputs)

@@ -51,9 +51,10 @@ def test_rows_are_the_first_ones_and_keep_their_length_where_it_is_promised(
 
 
 def test_many_large_rows_are_fewer() -> None:
-    samples = choose_samples(signature(1, 1 << 22), split(6, 1 << 20), rows=6)
-    assert len(samples) == 4  # of 4 MiB each
-    assert len(choose_samples(signature(1, 9), split(6, 9), rows=6, answer_bytes=8 << 20)) == 1
+    large = split(600, 1 << 14)  # 64 KiB each
+    assert len(choose_samples(signature(1, 1 << 22), large, rows=600)) == 256
+    assert len(choose_samples(signature(1, 1 << 22), large, rows=600, answer_bytes=1 << 20)) == 128
+    assert len(choose_samples(signature(1, 1 << 22), large, rows=5)) == 5
 
 
 def test_state_begins_anew_in_every_batch() -> None:
