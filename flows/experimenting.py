@@ -51,7 +51,7 @@ def register(
             ready()
             with shown():
                 document = flow(
-                    name, variants, data, settings, str(out), job.device, _command(sys.argv)
+                    name, variants, data, settings, str(out), job.device, typed(sys.argv)
                 )
         _print_comparison(document, name, out, as_json)
 
@@ -80,7 +80,7 @@ def register(
             sweep(out / "experiments" / name)
             ready()
             with shown():
-                document = flow(name, data, settings, str(out), where, _command(sys.argv))
+                document = flow(name, data, settings, str(out), where, typed(sys.argv))
         _print_experiment(document, as_json)
 
 
@@ -97,7 +97,7 @@ def _vary(_context: object, _option: object, values: tuple[str, ...]) -> dict[st
     return found
 
 
-def _command(words: Sequence[str]) -> str:
+def typed(words: Sequence[str]) -> str:
     """What was typed, as somebody else can type it."""
     return shlex.join(["fucina", *(word for word in words[1:] if word != "--json")])
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ def register(
         """
         from flows import output
         from flows.console import shown
+        from flows.experimenting import typed
         from flows.mutation.campaign import campaign
         from flows.mutation.choice import cover
         from flows.mutation.tally import passed
@@ -55,15 +55,10 @@ def register(
         given = names or kinds or everything
         references = chosen(names, kinds, everything) if given else cover()
         with shown():
-            document = campaign(references, seeds, out, jobs, _typed(sys.argv))
+            document = campaign(references, seeds, out, jobs, typed(sys.argv))
         output.print_json(document) if as_json else print_campaign(document)
         if not passed(document):
             sys.exit(1)
-
-
-def _typed(words: Sequence[str]) -> str:
-    """What was typed, as somebody else can type it."""
-    return shlex.join(["fucina", *(word for word in words[1:] if word != "--json")])
 
 
 def print_campaign(document: Mapping[str, Any]) -> None:

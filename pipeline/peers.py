@@ -88,7 +88,8 @@ PEERS: tuple[Peer, ...] = (
     _close(
         "Optimum",
         "validate_model_outputs: numpy.allclose with atol of ATOL_FOR_VALIDATION, 1e-5 unless a "
-        "model has its own (optimum-onnx 0.1, read in its source)",
+        "model has its own (optimum-onnx 0.1: the comparison read in its source, the default in "
+        "that of optimum's exporters)",
         rtol=1e-5, atol=1e-5,
     ),
     Peer(
@@ -101,7 +102,8 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "AITune",
         "shapes, NaN and infinity only (aitune 0.6, read in its source); Model Navigator, which it "
-        "follows, measures differences too and fails on none (read in its source)",
+        "follows, measures differences too and fails on none (read in its source); its runs at the "
+        "smallest and largest shapes are not made here",
         _finite,
     ),
     Peer(

@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from models.errors import BadInput
 from pipeline.bundle import open_bundle
+from pipeline.cases import NONFINITE
 from serving.ask import ask
 from serving.launch import Server, serve
 from serving.predictor import Models
@@ -281,7 +282,11 @@ def test_both_transports_reproduce_every_recorded_case_of_every_graph(
     for folder in folders.values():
         bundle = open_bundle(folder)
         graphs = [bundle, *bundle.parts.values()]
-        count = sum(len(g.cases()) * len(g.manifest.signature.outputs) for g in graphs)
+        # The service refuses what is not a number.
+        count = sum(
+            len(g.manifest.signature.outputs) * sum(c.origin != NONFINITE for c in g.cases())
+            for g in graphs
+        )
         for findings in ask(server.http, server.grpc, bundle).values():
             assert len(findings) == count
             assert all(finding.passed for finding in findings)
