@@ -63,6 +63,8 @@ def _parameters(recipe: Recipe) -> int:
 
 def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
     """What `fucina run` says of one recipe that went all the way."""
+    from flows.stages import read_refusals
+
     manifest = bundle.manifest
     graphs = {"": bundle, **bundle.parts}
     certificates = {
@@ -97,6 +99,7 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
             }
             for (part, target), certificate in certificates.items()
         ],
+        "refused": {one.target: one.why for one in read_refusals(job.folder)},
         "bundle": str(job.folder / BUNDLE_LINK),
         "version": manifest.version,
         "digest": bundle.digest,
@@ -105,6 +108,8 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
 
 def describe_stage(job: Job, parts: Parts) -> dict[str, Any]:
     """What a single stage's command says of what it made last."""
+    from flows.stages import read_candidates
+
     facts: dict[str, Any] = {"name": job.recipe.name}
     if parts.bundle:
         return facts | describe_bundle(job, parts.bundle)
@@ -113,7 +118,13 @@ def describe_stage(job: Job, parts: Parts) -> dict[str, Any]:
         return facts | {"certificates": rows}
     if parts.engines:
         rows = [
-            {"target": engine.target, "options": engine.options, **_place(engine)}
+            {
+                "target": engine.target,
+                "options": engine.options,
+                "kept_in_fp32": list(engine.kept),
+                "candidates": [c.model_dump(mode="json") for c in read_candidates(engine.folder)],
+                **_place(engine),
+            }
             for engine in parts.engines
         ]
         refused = {refusal.target: refusal.why for refusal in parts.refusals}
@@ -258,6 +269,8 @@ def print_released(rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     Console().print(table)
     for row in rows:
+        for why in row.get("refused", {}).values():
+            Console().print(f"refused: {why}", markup=False)
         for remark in row.get("remarks", ()):
             Console().print(f"{row['name']}: {remark}", markup=False)
 

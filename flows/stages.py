@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from flows import BUNDLE_LINK, RUN_FILE
 from models.datasets import Dataset
@@ -37,11 +37,13 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.parts import check
 from pipeline.progress import Progress, silent
 from pipeline.values import (
+    CANDIDATES,
     CERTIFICATE_VALUE,
     ENGINE_VALUE,
     MODEL_VALUE,
     REFUSAL_VALUE,
     TRAINED_VALUE,
+    Candidate,
     Certificate,
     Engine,
     OnnxModel,
@@ -310,6 +312,17 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise MissingArtifact(
             f"{folder} holds no finished run", got=f"no {RUN_FILE}", fix="use `fucina run` first"
         ) from error
+
+
+def read_refusals(folder: Path) -> list[Refusal]:
+    """The targets that the last run in a run folder built no engine for, and why."""
+    return [load(Refusal, folder / place, REFUSAL_VALUE) for place in read_run(folder)["refused"]]
+
+
+def read_candidates(folder: Path) -> list[Candidate]:
+    """What was measured when an engine was chosen or refused; nothing where nothing was."""
+    path = folder / CANDIDATES
+    return TypeAdapter(list[Candidate]).validate_json(path.read_bytes()) if path.is_file() else []
 
 
 def _key(stage: str, **parts: Any) -> str:

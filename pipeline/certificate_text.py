@@ -146,10 +146,9 @@ def reason(limit: Limit, bounds: Mapping[str, Any]) -> str:
         derived = f"the most that is ever allowed ({derived} is more)"
     elif limit.limit == bounds["smallest"]:
         derived = f"the least that is asked ({derived} is less)"
-    if not limit.cases:
+    if limit.edges is None:
         return derived
-    own = ", ".join(f"{name} {error(size)}" for name, size in limit.cases.items())
-    return f"{derived}; more where the module itself is farther off: {own}"
+    return f"{derived}; {error(limit.edges)} on edges, where the module itself is farther off"
 
 
 def worst_findings(certificate: Certificate) -> Iterator[Finding]:

@@ -52,9 +52,9 @@ def derive_limits(
     """Per output: its scale, the module's own error on held-out samples, and the limit.
 
     scale = max |y64|, noise floor = max |y' - y64| / scale, where y' is what the module says in
-    this precision: in fp32 recorded with the cases, below it `floors` by output and case.
-    limit = min(max(multiple * noise floor, smallest), ceiling) of the precision's `BOUNDS`. On an
-    edge case on which the module itself is farther off, the limit is that multiple of its error.
+    this precision: in fp32 recorded with the cases, below it `floors` by output and origin.
+    limit = min(max(multiple * noise floor, smallest), ceiling) of the precision's `BOUNDS`. On edge
+    cases, where these take the module farther off, it is that multiple of its worst error there.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
     limits = {}
@@ -67,10 +67,8 @@ def derive_limits(
             continue
         own = floors.get(name, {})
         limit = _limit(scale, max(floor, own.get(HELD_OUT, 0.0)), precision)
-        multiple = BOUNDS[precision].multiple
-        edges = {n: multiple * e for n, e in own.items() if multiple * e > limit.limit}
-        edges.pop(HELD_OUT, None)
-        limits[name] = limit.model_copy(update={"cases": edges})
+        edges = BOUNDS[precision].multiple * own.get(EDGE, 0.0)
+        limits[name] = limit.model_copy(update={"edges": edges if edges > limit.limit else None})
     return limits
 
 
@@ -115,7 +113,7 @@ def compare(
     """One finding for each output that has a limit; a missing output is a failure."""
     findings = []
     for name, limit in limits.items():
-        allowed = limit.cases.get(case.name, limit.limit)
+        allowed = limit.edges if limit.edges and case.origin == EDGE else limit.limit
         error, note = None, ""
         if name not in actual:
             note = "the engine has no such output"

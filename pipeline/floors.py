@@ -14,7 +14,7 @@ from pipeline.quantised import quantised
 from pipeline.recording import answer
 from pipeline.samples import Samples
 
-Floors = dict[str, dict[str, dict[str, float]]]  # precision, output, case
+Floors = dict[str, dict[str, dict[str, float]]]  # precision, output, origin of the case
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -22,12 +22,12 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def measure_floors(
     module: nn.Module, signature: Signature, cases: list[Case], calibration: Samples
 ) -> Floors:
-    """max |y' - y64| / scale of the module in each lower precision, by output and case.
+    """max |y' - y64| / scale of the module in each lower precision, by output and origin.
 
     fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked are the largest held-out
-    case, under `HELD_OUT`, and every edge case under its name. The scale is that of the
-    held-out answers. A precision that cannot answer, such as fp16 beyond its largest number, or
-    that torch does not implement for an operator, has no floor there.
+    case and every edge case, of which the worst counts: one case alone is no measure of what the
+    precision may cost. The scale is that of the held-out answers. Where a precision cannot answer,
+    such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
     largest = max(held_out, key=lambda case: sum(a.size for a in case.inputs.values()))
@@ -59,7 +59,7 @@ def _measure(
         for name, scale in scales.items():
             error = relative_error(answers[name], case.reference[name], scale)
             if error is not None:
-                found[name][HELD_OUT if case.origin == HELD_OUT else case.name] = error
+                found[name][case.origin] = max(error, found[name].get(case.origin, 0.0))
     return found
 
 

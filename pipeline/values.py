@@ -78,7 +78,7 @@ class OnnxModel(BaseModel):
 
     `declared` is each tensor as the graph declares it, `ranges` the sizes of each axis as the
     exporter understood them, None where it says nothing of them. `floors` are what lower precision
-    costs the module itself, by precision, output and case, as a share of the output's scale; see
+    costs the module itself, by precision, output and origin, as a share of the output's scale; see
     `pipeline.floors`. `drift` is the greatest share of answers that lower precision may change.
     `spelled` translates, by tensor, how a graph that was not exported here declares it.
     `apart` are files by sha256 that stay here when the others go into a bundle. `parts` are the
@@ -166,7 +166,7 @@ class Refusal(BaseModel):
 class Limit(BaseModel):
     """How far one output may be from the fp64 module, as a share of its scale, and why.
 
-    `cases` are the limits of cases on which the module's own rounding costs more.
+    `edges` is the limit of edge cases where the module's own rounding costs more on these.
     """
 
     model_config = _FROZEN
@@ -174,7 +174,7 @@ class Limit(BaseModel):
     scale: float
     noise_floor: float
     limit: float
-    cases: dict[str, float] = {}
+    edges: float | None = None
 
 
 class Finding(BaseModel):

@@ -85,15 +85,13 @@ def test_lower_precision_has_the_floor_of_its_own_and_edges_that_cost_more_their
 ) -> None:
     answers = np.array([1.0, -2.0])
     cases = [case(HELD_OUT, answers, answers), case(EDGE, answers, answers)]
-    floors = {"y": {HELD_OUT: held_out, "c": edge}}
+    floors = {"y": {HELD_OUT: held_out, EDGE: edge}}
     limit = derive_limits(cases, "int8", floors)["y"]
     allowed = BOUNDS["int8"]
     assert limit.noise_floor == held_out
     wanted = min(max(allowed.multiple * held_out, allowed.smallest), allowed.ceiling)
     assert limit.limit == wanted
-    assert limit.cases == (
-        {"c": allowed.multiple * edge} if allowed.multiple * edge > wanted else {}
-    )
+    assert limit.edges == (allowed.multiple * edge if allowed.multiple * edge > wanted else None)
     (finding,) = compare("edges", cases[1], {"y": answers}, {"y": answers}, {"y": limit})
     assert finding.limit == max(wanted, allowed.multiple * edge)
 

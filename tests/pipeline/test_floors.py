@@ -45,10 +45,9 @@ def test_the_fewer_bits_the_higher_the_floor() -> None:
     assert 1e-3 < found["int8"] < 5e-2
 
 
-def test_each_edge_case_has_a_floor_of_its_own() -> None:
+def test_held_out_and_edge_cases_have_floors_of_their_own() -> None:
     for of in floors().values():
-        assert {"zeros", "low", "high", "alternating"} <= of["y"].keys()
-        assert EDGE not in of["y"]
+        assert of["y"].keys() == {HELD_OUT, EDGE}
 
 
 def test_what_overflows_in_half_precision_has_no_floor_there() -> None:
