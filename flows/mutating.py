@@ -28,7 +28,7 @@ def register(
     @click.option(
         "--seeds",
         type=click.IntRange(1, 100),
-        default=5,
+        default=2,
         show_default=True,
         help="Trainings of each recipe whose sound engines must pass.",
     )

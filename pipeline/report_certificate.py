@@ -40,6 +40,9 @@ LAWS = {
     "threads": "another number of threads answers the same",
     "parts": "the parts, each given what those before it answered, together answer as the whole",
     "reload": "a second session answers the same, to the bit",
+    "REST": "the packaged service answers over HTTP as the module does",
+    "gRPC": "the packaged service answers over gRPC as the module does",
+    "refused": "the packaged service refuses what the signature does not promise",
 }
 
 

@@ -244,7 +244,9 @@ def _certify(
 def _not_run(evidence: Evidence, seen: Examined, part_name: str) -> Iterator[str]:
     """What DESIGN's certificate names and this one does not speak of."""
     yield NOT_SERVED
-    if evidence.samples is None:
+    if HELD_OUT_ROWS not in evidence.model.apart:
+        yield "task drift: nobody has said what the task is"
+    elif evidence.samples is None:
         yield "task drift: the held-out rows are not here"
     elif not seen.drift:
         why = "a part's task is its whole's" if part_name else "the codec names no answer"
