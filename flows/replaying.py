@@ -16,7 +16,7 @@ from pipeline.artifacts import load, new_folder
 from pipeline.backends import Session, backend, target
 from pipeline.bundle import SERVICES, Bundle
 from pipeline.cases import HELD_OUT
-from pipeline.compare import relative_error
+from pipeline.compare import deviation
 from pipeline.parts import part, save_value
 from pipeline.values import CERTIFICATE_VALUE, Certificate, Edge, Engine, Finding
 from pipeline.verify import NOT_SERVED, said, verify
@@ -132,11 +132,11 @@ def _edges(
         answers = [session.run(case.inputs) for case in cases]
         for name, limit in value.limits.items():
             added = [
-                relative_error(answer[name], engine[name], limit.scale)
-                for answer, (_, engine) in zip(answers, asked, strict=True)
+                deviation(answer[name], engine[name], limit, case.sizes)
+                for answer, (case, engine) in zip(answers, asked, strict=True)
             ]
             total = [
-                relative_error(answer[name], case.reference[name], limit.scale)
+                deviation(answer[name], case.reference[name], limit, case.sizes)
                 for answer, (case, _) in zip(answers, asked, strict=True)
             ]
             yield Edge(

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from models.signature import Arrays
 from pipeline.cases import HELD_OUT, Case
-from pipeline.compare import Run, relative_error
+from pipeline.compare import Run, deviation
 from pipeline.intermediates import unoptimised
 from pipeline.invariance import largest
 from pipeline.values import MODEL, Edge, Limit, OnnxModel
@@ -34,8 +34,8 @@ def spend(run: Run, model: OnnxModel, cases: list[Case], limits: Mapping[str, Li
             for name, limit in limits.items():
                 edge = Edge(
                     start=start, end=end, output=name, limit=limit.limit,
-                    error=_error(after, before, name, limit.scale),
-                    total=_error(after, case.reference, name, limit.scale),
+                    error=_error(after, before, name, limit, case),
+                    total=_error(after, case.reference, name, limit, case),
                 )  # fmt: skip
                 key = (start, end, name)
                 spent[key] = _worse(spent[key], edge) if key in spent else edge
@@ -56,10 +56,10 @@ def _answer(run: Run | None, case: Case) -> Arrays:
         return {}
 
 
-def _error(actual: Arrays, expected: Arrays, name: str, scale: float) -> float | None:
+def _error(actual: Arrays, expected: Arrays, name: str, limit: Limit, case: Case) -> float | None:
     if name not in actual or name not in expected:
         return None
-    return relative_error(actual[name], expected[name], scale)
+    return deviation(actual[name], expected[name], limit, case.sizes)
 
 
 def _worse(one: Edge, other: Edge) -> Edge:

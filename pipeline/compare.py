@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from models.signature import Arrays
+from models.signature import BATCH, Arrays
 from pipeline.cases import EDGE, HELD_OUT, Case
 from pipeline.values import Finding, Limit
 
@@ -19,12 +19,14 @@ from pipeline.values import Finding, Limit
 class Bounds:
     """The multiple of the noise floor that is allowed, and where the limit ends either way.
 
-    `smallest` and `ceiling` are shares of the output's scale.
+    `smallest` and `ceiling` are shares of the output's scale. An error is the largest difference,
+    or `by_row` the largest root mean square of a row's differences.
     """
 
     multiple: float
     smallest: float
     ceiling: float
+    by_row: bool = False
 
 
 # By precision, for every model the same; `fucina mutate` measures what they tell apart.
@@ -38,7 +40,7 @@ class Bounds:
 # what is sound (2.2 to 6 and more), so it is task drift that has to see it.
 BOUNDS = {
     "fp32": Bounds(multiple=16.0, smallest=1e-6, ceiling=1e-5),
-    "int8": Bounds(multiple=5.0, smallest=1e-3, ceiling=0.25),
+    "int8": Bounds(multiple=5.0, smallest=1e-3, ceiling=0.25, by_row=True),
 }
 
 Run = Callable[[Mapping[str, Any]], Arrays]
@@ -52,7 +54,8 @@ def derive_limits(
     """Per output: its scale, the module's own error on held-out samples, and the limit.
 
     scale = max |y64|, noise floor = max |y' - y64| / scale, where y' is what the module says in
-    this precision: in fp32 recorded with the cases, below it `floors` by output and origin.
+    this precision: in fp32 recorded with the cases, below it `floors` by output and origin; errors
+    there are measured by row.
     limit = min(max(multiple * noise floor, smallest), ceiling) of the precision's `BOUNDS`. On edge
     cases, where these take the module farther off, it is that multiple of its worst error there.
     """
@@ -81,14 +84,25 @@ def limit_of(eager: np.ndarray, reference: np.ndarray, scale: float | None = Non
 def _limit(scale: float, floor: float, precision: str = "fp32") -> Limit:
     bounds = BOUNDS[precision]
     allowed = min(max(bounds.multiple * floor, bounds.smallest), bounds.ceiling)
-    return Limit(scale=scale, noise_floor=floor, limit=allowed)
+    return Limit(scale=scale, noise_floor=floor, limit=allowed, by_row=bounds.by_row)
 
 
-def relative_error(actual: np.ndarray, expected: np.ndarray, scale: float) -> float | None:
+def deviation(
+    actual: np.ndarray, expected: np.ndarray, limit: Limit, sizes: Mapping[str, int]
+) -> float | None:
+    """The error of an answer at these sizes as its limit measures it; see `relative_error`."""
+    rows = None if not limit.by_row else len(expected) if BATCH in sizes else 1
+    return relative_error(actual, expected, limit.scale, rows)
+
+
+def relative_error(
+    actual: np.ndarray, expected: np.ndarray, scale: float, rows: int | None = None
+) -> float | None:
     """max |actual - expected| / scale; None when shapes differ or it is not a number.
 
-    `scale` grows to the case's own largest value. Integers and booleans are equal (0) or not (1).
-    Infinities must be where they are expected.
+    With `rows`, the largest root mean square over one of so many rows. `scale` grows to the case's
+    own largest value. Integers and booleans are equal (0) or not (1). Infinities must be where they
+    are expected.
     """
     if actual.shape != expected.shape or actual.size == 0:
         return None
@@ -102,7 +116,10 @@ def relative_error(actual: np.ndarray, expected: np.ndarray, scale: float) -> fl
         return None
     if not finite.any():
         return 0.0
-    wide = np.abs(actual[finite].astype(np.float64) - expected[finite])
+    wide = np.zeros(expected.shape)
+    wide[finite] = np.abs(actual[finite].astype(np.float64) - expected[finite])
+    if rows:
+        wide = np.sqrt(np.square(wide.reshape(rows, -1)).mean(axis=1))
     scale = max(scale, array_scale(expected))
     return float(wide.max() / scale) if scale > 0 else float(wide.max() > 0)
 
@@ -118,7 +135,7 @@ def compare(
         if name not in actual:
             note = "the engine has no such output"
         else:
-            error = relative_error(actual[name], expected[name], limit.scale)
+            error = deviation(actual[name], expected[name], limit, case.sizes)
             if error is None:
                 note = _why_incomparable(actual[name], expected[name])
         passed = error is not None and error <= allowed

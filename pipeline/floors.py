@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from models.signature import Arrays, Signature
+from models.signature import BATCH, Arrays, Signature
 from pipeline.cases import EDGE, HELD_OUT, Case
 from pipeline.compare import array_scale, relative_error
 from pipeline.quantised import quantised
@@ -22,8 +22,10 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def measure_floors(
     module: nn.Module, signature: Signature, cases: list[Case], calibration: Samples
 ) -> Floors:
-    """max |y' - y64| / scale of the module in each lower precision, by output and origin.
+    """The error y' - y64 of the module in each lower precision, by output and origin.
 
+    The largest root mean square of a row, over the output's scale: of millions of pixels one is far
+    off in any precision, which says little about an engine.
     fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked are the largest held-out
     case and every edge case, of which the worst counts: one case alone is no measure of what the
     precision may cost. The scale is that of the held-out answers. Where a precision cannot answer,
@@ -57,7 +59,8 @@ def _measure(
         except (RuntimeError, NotImplementedError):  # of an operator that lacks this precision
             continue
         for name, scale in scales.items():
-            error = relative_error(answers[name], case.reference[name], scale)
+            rows = len(case.reference[name]) if BATCH in case.sizes else 1
+            error = relative_error(answers[name], case.reference[name], scale, rows)
             if error is not None:
                 found[name][case.origin] = max(error, found[name].get(case.origin, 0.0))
     return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from models.codec import Codec
 from models.errors import BuildFailed
+from models.signature import BATCH
 from pipeline.artifacts import digest_files
 from pipeline.backends import Built, Target, backend
 from pipeline.cases import EDGE, Case
@@ -122,7 +123,8 @@ def _error(run: Run, samples: Samples, model: OnnxModel, limits: dict[str, Limit
     answers = [run(inputs) for inputs in samples.batches(model.signature)]
     join = np.concatenate if model.signature.batch else np.stack
     joined = {name: join([answer[name] for answer in answers]) for name in answers[0]}
-    case = Case("validation", "", {}, {})
+    rows = {BATCH: len(samples)} if model.signature.batch else {}
+    case = Case("validation", "", rows, {})
     return _worst(compare("samples", case, joined, samples.reference, limits))
 
 

@@ -166,7 +166,8 @@ class Refusal(BaseModel):
 class Limit(BaseModel):
     """How far one output may be from the fp64 module, as a share of its scale, and why.
 
-    `edges` is the limit of edge cases where the module's own rounding costs more on these.
+    `edges` is the limit of edge cases where the module's own rounding costs more on these. `by_row`
+    says what an error is: else the largest difference, there the root mean square of a row's.
     """
 
     model_config = _FROZEN
@@ -175,6 +176,7 @@ class Limit(BaseModel):
     noise_floor: float
     limit: float
     edges: float | None = None
+    by_row: bool = False
 
 
 class Finding(BaseModel):

@@ -9,18 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.metrics import mean_squared_error
 
+from models.signature import BATCH
 from pipeline.cases import EDGE, HELD_OUT, Case
 from pipeline.compare import (
     BOUNDS,
     compare,
     derive_limits,
+    deviation,
     ratio,
     relative_error,
     replay,
     worst_ratio,
 )
-from pipeline.values import Finding
+from pipeline.values import Finding, Limit
 
 finite = hnp.arrays(np.float64, (3, 4), elements=st.floats(-1e6, 1e6))
 
@@ -40,6 +43,21 @@ def test_error_is_the_largest_difference_over_the_scale(
 ) -> None:
     wide = np.abs(actual - expected).max() / max(scale, np.abs(expected).max())
     assert relative_error(actual, expected, scale) == pytest.approx(wide)
+
+
+@given(finite, finite)
+def test_by_row_it_is_the_largest_root_mean_square(
+    actual: np.ndarray, expected: np.ndarray
+) -> None:
+    limit = Limit(scale=1.0, noise_floor=0.0, limit=1.0, by_row=True)
+    mean_squares = [mean_squared_error(a, e) for a, e in zip(actual, expected, strict=True)]
+    scale = max(1.0, np.abs(expected).max())
+    wanted = max(mean_squares) ** 0.5 / scale
+    assert deviation(actual, expected, limit, {BATCH: 3}) == pytest.approx(wanted)
+    whole = mean_squared_error(actual.ravel(), expected.ravel()) ** 0.5 / scale
+    assert deviation(actual, expected, limit, {}) == pytest.approx(whole)
+    largest = limit.model_copy(update={"by_row": False})
+    assert deviation(actual, expected, largest, {BATCH: 3}) == relative_error(actual, expected, 1.0)
 
 
 @given(finite, st.tuples(st.integers(0, 2), st.integers(0, 3)), st.sampled_from([np.nan, np.inf]))
