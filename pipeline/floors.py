@@ -26,14 +26,13 @@ def measure_floors(
 
     The largest root mean square of a row, over the output's scale: of millions of pixels one is far
     off in any precision, which says little about an engine.
-    fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked are the largest held-out
-    case and every edge case, of which the worst counts: one case alone is no measure of what the
-    precision may cost. The scale is that of the held-out answers. Where a precision cannot answer,
+    fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked is every held-out and
+    every edge case, of which the worst counts: one case alone is no measure of what the precision
+    may cost. The scale is that of the held-out answers. Where a precision cannot answer,
     such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
-    largest = max(held_out, key=lambda case: sum(a.size for a in case.inputs.values()))
-    asked = [largest, *(case for case in cases if case.origin == EDGE)]
+    asked = [*held_out, *(case for case in cases if case.origin == EDGE)]
     scales = {
         name: max(array_scale(case.reference[name]) for case in held_out)
         for name, array in held_out[0].reference.items()
