@@ -13,9 +13,12 @@ from pipeline.cases import HELD_OUT, Case
 from pipeline.compare import Run
 from pipeline.values import Candidate
 
-# How much faster than the usual way another has to be at every number of rows. Less than this is
-# what one run measures otherwise than the next, and then equal parts would give other bundles.
+# How much faster than the usual way another has to be at every number of rows, and how many
+# milliseconds it has to spare at the most of them. Less than this is what one run measures
+# otherwise than the next, beside other work even more, and then equal parts would give other
+# bundles.
 _WORTH = 1.25
+_SPARED = 5.0
 _SECONDS = 0.1  # for each number of rows
 _TOO_LONG = 2.0  # after which one round is enough
 _MOST_ROUNDS = 100
@@ -84,6 +87,7 @@ def settle(
     by_mean = sorted(zip(ways, milliseconds, strict=True), key=lambda pair: mean(pair[1]))
     for way, own in by_mean:
         worth = all(usual[rows] >= _WORTH * own[rows] for rows in usual)
+        worth = worth and usual[max(usual)] - own[max(own)] >= _SPARED
         if way is ways[0] or not worth:
             continue
         reason = why_not(way)

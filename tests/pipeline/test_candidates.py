@@ -67,7 +67,9 @@ def test_what_is_kept_is_certified_and_much_faster_or_it_is_the_usual_way(
     may_be_kept = [
         candidate
         for candidate in found[1:]
-        if sound[candidate.name] and all(usual[n] >= 1.25 * candidate.milliseconds[n] for n in ROWS)
+        if sound[candidate.name]
+        and all(usual[n] >= 1.25 * candidate.milliseconds[n] for n in ROWS)
+        and usual[max(ROWS)] - candidate.milliseconds[max(ROWS)] >= 5
     ]
     fastest = min(may_be_kept, key=lambda c: mean(c.milliseconds), default=found[0])
     assert mean(kept.milliseconds) == mean(fastest.milliseconds)
@@ -83,6 +85,20 @@ def test_one_row_that_gains_nothing_keeps_the_usual_way() -> None:
     )
     assert found[0].kept
     assert "not enough" in found[1].outcome
+
+
+def test_what_spares_no_time_to_speak_of_keeps_the_usual_way() -> None:
+    """Beside other work a call of a fraction of a millisecond measures as anything."""
+    found = settle(
+        [way("one thread"), way("two threads")], [{1: 0.4, 64: 4.0}, {1: 0.1, 64: 1.0}],
+        lambda way: "",
+    )  # fmt: skip
+    assert found[0].kept
+    many = settle(
+        [way("one thread"), way("two threads")], [{1: 0.4, 64: 9.0}, {1: 0.1, 64: 1.0}],
+        lambda way: "",
+    )  # fmt: skip
+    assert many[1].kept
 
 
 def test_the_calls_are_recorded_ones_of_one_row_the_usual_and_the_most(exported: OnnxModel) -> None:
