@@ -63,8 +63,8 @@ def _optimize(
         # A part is there for its whole, whether it alone is faster or not.
         if whole and faster < _PAYS:
             why = (
-                f"it is {faster:.2f} times as fast as {against.name}, expected {_PAYS} or more"
-                + (f", with {len(kept)} nodes in fp32" if kept else "")
+                f"{ours.name}, is {faster:.2f} times as fast as {against.name}, "
+                f"expected {_PAYS} or more" + (f", with {len(kept)} nodes in fp32" if kept else "")
             )
             return _refuse(model, target, out, why, candidates)
     parts: dict[str, str] = {}
@@ -93,7 +93,7 @@ def _optimize(
 def _measure(
     model: OnnxModel, target: Target, cases: list[Case], built: Built, out: Path
 ) -> tuple[list[Candidate], Candidate | None]:
-    """Every way to open the engine and, below fp32, the same ways of fp32 and the best of those."""
+    """Every way to open the engine and, below fp32, those of fp32 and which would be kept there."""
     held_out = [case for case in cases if case.origin == HELD_OUT]
     floors = model.floors.get(target.precision, {})
     limits = derive_limits(cases, target.precision, floors)
@@ -111,15 +111,15 @@ def _measure(
         times = measure(ways, calls(model.signature, cases))
     own = [way for way in ways if way.precision == target.precision]
     candidates = settle(own, times[: len(own)], why_not)
-    rivals = [
-        Candidate(
-            name=way.name, precision=way.precision, options=way.options, milliseconds=taken,
-            outcome="measured beside it",
-        )
-        for way, taken in zip(ways[len(own) :], times[len(own) :], strict=True)
-    ]  # fmt: skip
-    best = min(rivals, key=lambda candidate: mean(candidate.milliseconds), default=None)
-    return candidates + rivals, best
+    if len(own) == len(ways):
+        return candidates, None
+    # What fp32 would be opened as, by the same rule.
+    rivals = settle(ways[len(own) :], times[len(own) :], lambda way: "")
+    beside = {"kept": False, "outcome": "measured beside it"}
+    return (
+        candidates + [rival.model_copy(update=beside) for rival in rivals],
+        next(rival for rival in rivals if rival.kept),
+    )
 
 
 def _ways(target: Target, built: Built, folder: Path) -> list[Way]:
