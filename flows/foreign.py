@@ -19,7 +19,6 @@ from torch import nn
 from flows.inferred import (
     Ranges,
     drawn,
-    first_line,
     fitting,
     infer_inputs,
     infer_signature,
@@ -28,7 +27,7 @@ from flows.inferred import (
     read_tensors,
 )
 from models.codec import Codec
-from models.errors import BadSetting, ExportFailed, FucinaError
+from models.errors import BadSetting, ExportFailed, FucinaError, first_line
 from models.signature import Signature
 from pipeline.artifacts import digest_file, digest_files, write_json
 from pipeline.backends import DEFAULT_TARGET, ort

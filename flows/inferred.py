@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from pydantic import ValidationError
 
-from models.errors import BadSetting, ExportFailed
+from models.errors import BadSetting, ExportFailed, first_line
 from models.signature import BATCH, Arrays, Axis, Signature, Sizes, TensorSpec
 from pipeline.backends import ort
 
@@ -214,7 +214,3 @@ def _identifier(symbol: str) -> str:
     word = re.sub(r"\W", "_", symbol)
     word = word if word.isidentifier() else f"axis_{word}"
     return f"{word}_axis" if word == BATCH else word
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

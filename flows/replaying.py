@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,11 @@ from pathlib import Path
 from models.errors import BadSetting, ServingFailed
 from models.signature import Axis
 from pipeline.artifacts import load, new_folder
-from pipeline.backends import Session, backend, target
+from pipeline.backends import backend, target
+from pipeline.budget import steps
 from pipeline.bundle import SERVICES, Bundle
-from pipeline.cases import HELD_OUT
-from pipeline.compare import deviation
 from pipeline.parts import part, save_value
-from pipeline.values import CERTIFICATE_VALUE, Certificate, Edge, Engine, Finding
+from pipeline.values import CERTIFICATE_VALUE, Certificate, Engine, Finding
 from pipeline.verify import NOT_SERVED, said, verify
 
 _SERVED_BY = ("bentoml", "grpc")
@@ -98,7 +97,17 @@ def _served(bundle: Bundle, engine: Engine, value: Certificate, serve: bool) -> 
             ]
             refused = ask_too_much(server.http, server.grpc, bundle)
             with sessions(server.http, server.grpc, bundle) as over:
-                edges = tuple(_edges(bundle, own, over, value))
+                edges = [
+                    edge
+                    for transport, session in over.items()
+                    for edge in steps(
+                        {
+                            "engine": lambda case: own.run(case.inputs),
+                            f"{transport} answer": lambda case, to=session: to.run(case.inputs),
+                        },
+                        bundle.manifest.signature, bundle.cases(), value.limits,
+                    )
+                ]  # fmt: skip
     except ServingFailed as error:
         failed = (*value.failures, f"served: {error}")
         return value.model_copy(update={"passed": False, "failures": failed})
@@ -118,36 +127,6 @@ def _served(bundle: Bundle, engine: Engine, value: Certificate, serve: bool) -> 
             "not_run": tuple(skipped),
         }
     )  # fmt: skip
-
-
-def _edges(
-    bundle: Bundle, own: Session, over: Mapping[str, Session], value: Certificate
-) -> Iterator[Edge]:
-    """What each transport adds to the engine's answers, on the usual and the largest case."""
-    axes = bundle.manifest.signature.axes
-    wanted = [{n: axis.opt for n, axis in axes.items()}, {n: axis.max for n, axis in axes.items()}]
-    cases = [c for c in bundle.cases() if c.origin == HELD_OUT and c.sizes in wanted]
-    asked = [(case, own.run(case.inputs)) for case in cases]
-    for transport, session in over.items():
-        answers = [session.run(case.inputs) for case in cases]
-        for name, limit in value.limits.items():
-            added = [
-                deviation(answer[name], engine[name], limit, case.sizes)
-                for answer, (case, engine) in zip(answers, asked, strict=True)
-            ]
-            total = [
-                deviation(answer[name], case.reference[name], limit, case.sizes)
-                for answer, (case, _) in zip(answers, asked, strict=True)
-            ]
-            yield Edge(
-                start="engine", end=f"{transport} answer", output=name,
-                error=_worst(added), total=_worst(total), limit=limit.limit,
-            )  # fmt: skip
-
-
-def _worst(errors: list[float | None]) -> float | None:
-    known = [error for error in errors if error is not None]
-    return max(known) if known and len(known) == len(errors) else None
 
 
 def _taken(axis: Axis, refused: list[Finding]) -> str:

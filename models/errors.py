@@ -51,6 +51,11 @@ class FucinaError(Exception):
         return " ".join(line.split())
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says in one line of at most 300 characters, or else its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 class BadSetting(FucinaError): ...
 
 

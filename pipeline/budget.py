@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
-from models.signature import Arrays
+from models.signature import Arrays, Signature
 from pipeline.cases import HELD_OUT, Case
 from pipeline.compare import Run, deviation
 from pipeline.intermediates import unoptimised
 from pipeline.invariance import largest
 from pipeline.values import MODEL, Edge, Limit, OnnxModel
 
+Station = Callable[[Case], Arrays]  # a place on the way, and what it answers to a case
+
 
 def spend(run: Run, model: OnnxModel, cases: list[Case], limits: Mapping[str, Limit]) -> list[Edge]:
     """Edges from the fp64 module over fp32 eager and the unoptimised graph to the engine.
 
-    Asked are the held-out case of usual sizes and the largest; of each edge the worst. What fails
-    to answer has no error, and the certificate says elsewhere that it failed. A model trained
-    elsewhere has no graph but the engine, so its module leads to the engine at once.
+    A model trained elsewhere has no graph but the engine, so its module leads to the engine at
+    once.
     """
-    usual = {name: axis.opt for name, axis in model.signature.axes.items()}
+    stations: dict[str, Station] = {
+        "fp64 module": lambda case: case.reference,
+        "fp32 module": lambda case: case.eager,
+    }
+    if MODEL in model.files:
+        graph = _graph(model)
+        stations["graph"] = lambda case: _answer(graph, case)
+    stations["engine"] = lambda case: _answer(run, case)
+    return steps(stations, model.signature, cases, limits)
+
+
+def steps(
+    stations: Mapping[str, Station],
+    signature: Signature,
+    cases: list[Case],
+    limits: Mapping[str, Limit],
+) -> list[Edge]:
+    """Edges from each station to the next, and what has come together at its end.
+
+    Asked are the held-out case of usual sizes and the largest; of each edge the worst. What fails
+    to answer has no error, and the certificate says elsewhere that it failed.
+    """
+    usual = {name: axis.opt for name, axis in signature.axes.items()}
     asked = [c for c in cases if c.origin == HELD_OUT and c.sizes == usual]
     asked += [c for c in [largest(cases)] if c not in asked]
-    graph = _graph(model) if MODEL in model.files else None
     spent: dict[tuple[str, str, str], Edge] = {}
     for case in asked:
-        stations = {"fp64 module": case.reference, "fp32 module": case.eager}
-        if MODEL in model.files:
-            stations["graph"] = _answer(graph, case)
-        stations["engine"] = _answer(run, case)
-        for (start, before), (end, after) in pairwise(stations.items()):
+        answers = {name: station(case) for name, station in stations.items()}
+        for (start, before), (end, after) in pairwise(answers.items()):
             for name, limit in limits.items():
                 edge = Edge(
                     start=start, end=end, output=name, limit=limit.limit,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from models.errors import first_line
 from models.signature import BATCH, Arrays
 from pipeline.cases import EDGE, HELD_OUT, Case
 from pipeline.values import Finding, Limit
@@ -152,11 +153,10 @@ def compare(
 
 def crashed(check: str, case: Case, limits: Mapping[str, Limit], error: Exception) -> list[Finding]:
     """The findings of a call that raised: every output failed, for the reason's first line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     return [
         Finding(
             check=check, case=case.name, sizes=case.sizes, output=name,
-            error=None, limit=limit.limit, passed=False, note=lines[0][:300],
+            error=None, limit=limit.limit, passed=False, note=first_line(error),
         )
         for name, limit in limits.items()
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from models.errors import first_line
 from models.signature import Arrays
 from pipeline.backends import backend
 from pipeline.backends import target as find_target
@@ -119,7 +120,7 @@ def _at(
     try:
         answers = opened(graph)(inputs)
     except Exception as error:  # whatever a backend raises
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = first_line(error)
         if promised and promised[0] in case.inputs:
             return None
     reference = _reference(model, case)

@@ -10,24 +10,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import nn
 
 from models.codec import Codec
 from models.datasets import Dataset, Split
-from models.errors import ExportFailed
+from models.errors import ExportFailed, first_line
 from models.recipe import Recipe
-from models.signature import Arrays, Axis, Signature
+from models.signature import Axis, Signature
 from pipeline.artifacts import digest_files, write_json
 from pipeline.carrying import replay_sequences
 from pipeline.cases import CASES_FILE, Case, write_cases
 from pipeline.compare import derive_limits, replay
 from pipeline.floors import measure_floors
+from pipeline.intermediates import unoptimised
 from pipeline.parts import new_part, save_value
 from pipeline.progress import Progress, silent
 from pipeline.recording import answer, record, record_samples, record_sequences
@@ -186,7 +185,7 @@ def _trace(
         raise
     except Exception as error:
         raise ExportFailed(
-            f"torch.onnx cannot export {recipe.name!r}: {str(error).strip().splitlines()[0]}",
+            f"torch.onnx cannot export {recipe.name!r}: {first_line(error)}",
             fix="see the trap list of exporters; recurrent nets need exporter='torchscript'",
         ) from error
     _strip(graph)
@@ -313,16 +312,7 @@ def _declared(value: onnx.ValueInfoProto) -> str:
 
 def _check_answers(path: Path, signature: Signature, cases: list[Case], name: str) -> None:
     """Run the graph, unoptimised, on every case: what was traced must hold at every shape."""
-    settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.log_severity_level = 4
-    session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Mapping[str, Any]) -> Arrays:
-        answers = session.run(names, dict(inputs))
-        return {n: np.asarray(a) for n, a in zip(names, answers, strict=True)}
-
+    run = unoptimised(path)
     limits = derive_limits(cases)
     findings = replay(run, cases, limits) + replay_sequences(run, signature, cases, limits)
     for finding in findings:

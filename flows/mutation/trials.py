@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from flows import stages
 from flows.mutation.choice import DATA
 from flows.stages import Job, Parts
 from models.errors import BuildFailed
-from models.signature import Arrays, Signature
+from models.signature import Signature
 from pipeline import verify
 from pipeline.artifacts import digest_files
 from pipeline.backends import backend
@@ -24,6 +23,7 @@ from pipeline.backends import target as find_target
 from pipeline.cases import HELD_OUT, Case
 from pipeline.compare import Run, compare, ratio
 from pipeline.faults import FAULTS, Fault, Mutant, Subject, mutate
+from pipeline.intermediates import unoptimised
 from pipeline.parts import part
 from pipeline.peers import PEERS, Question, questions, refusals
 from pipeline.values import MODEL, Engine, Finding, Limit, OnnxModel
@@ -214,26 +214,9 @@ def usual(signature: Signature, cases: Iterable[Case]) -> Case:
 
 def _asked(graph: Graph) -> dict[str, Question]:
     rng = np.random.default_rng(zlib.crc32(graph.part.encode()))
-    return questions(graph.model.signature, _unoptimised(graph.model), rng)
-
-
-def _unoptimised(model: OnnxModel) -> Run:
-    """The sound graph as exported, node by node: proven against the module, and torch is spared."""
-    import onnxruntime as ort
-
-    settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.intra_op_num_threads = 1
-    session = ort.InferenceSession(
-        str(model.folder / MODEL), settings, providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Mapping[str, Any]) -> Arrays:
-        answers = session.run(names, dict(inputs))
-        return {name: np.asarray(a) for name, a in zip(names, answers, strict=True)}
-
-    return run
+    # The sound graph as exported: proven against the module, and torch is spared.
+    sound = unoptimised(graph.model.folder / MODEL)
+    return questions(graph.model.signature, sound, rng)
 
 
 def _check(failure: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from models.errors import BuildFailed
+from models.errors import BuildFailed, first_line
 from models.signature import Arrays, Signature
 from pipeline.backends import Built, Target
 
@@ -103,7 +103,7 @@ def _save(model: Path, out: Path) -> Built:
         ort.InferenceSession(str(model), settings, providers=_OPTIONS["providers"])
     except Exception as error:  # ORT's errors share no base class
         raise BuildFailed(
-            f"ONNX Runtime refuses {model.name}: {_first_line(error)}",
+            f"ONNX Runtime refuses {model.name}: {first_line(error)}",
             fix="see the node it names in the exported graph",
         ) from error
     return Built(files=(_FILE,), options=dict(_OPTIONS), built_on=_host())
@@ -171,7 +171,7 @@ def _session(
         return ort.InferenceSession(str(path), settings, providers=options["providers"])
     except Exception as error:
         raise BuildFailed(
-            f"ONNX Runtime cannot open {path.name}: {_first_line(error)}",
+            f"ONNX Runtime cannot open {path.name}: {first_line(error)}",
             fix=f"build it again with the ONNX Runtime that is here, {ort.__version__}",
         ) from error
 
@@ -190,7 +190,3 @@ def _settings(options: Mapping[str, Any]) -> ort.SessionOptions:
 
 def _host() -> dict[str, str]:
     return {"onnxruntime": ort.__version__, "machine": platform.machine(), "os": platform.system()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.codec import Codec
+from models.errors import first_line
 from models.signature import Arrays, Signature
 from pipeline.compare import Run, array_scale
 from pipeline.drift.paired import changed_share
@@ -106,10 +107,9 @@ def _judge(measure: str, output: str, pair: Pair, change: Change, allowed: float
 
 
 def _failed(measure: str, output: str, allowed: float, error: Exception) -> Drift:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     return Drift(
         measure=measure, output=output, answers=0, changed=1.0, interval=(0.0, 1.0),
-        allowed=allowed, passed=False, note=lines[0][:300],
+        allowed=allowed, passed=False, note=first_line(error),
     )  # fmt: skip
 
 
