@@ -1,5 +1,3 @@
 """When: Prefect flows and the command line."""
 
-# In a recipe's run folder: a link to its last bundle, and the record of its last run.
-BUNDLE_LINK = "bundle"
-RUN_FILE = "run.json"
+RUN_FILE = "run.json"  # in a recipe's run folder, the record of its last run

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows import BUNDLE_LINK, RUN_FILE, certifying, experimenting, mutating
-from models.errors import BadSetting, FucinaError, MissingArtifact, UnknownRecipe
+from flows import RUN_FILE, certifying, experimenting, mutating, operating
+from flows.operating import run_folder
+from models.errors import BadSetting, FucinaError, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
-from pipeline.bundle import MANIFEST
 
 if TYPE_CHECKING:
     from flows.stages import Job
@@ -257,18 +257,18 @@ _stage_command("package", "Package the certified engines of NAME into a bundle."
 
 
 @cli.command()
-@click.argument("run_folder", metavar="RUN")
+@click.argument("run", metavar="RUN")
 @click.option("--latency/--no-latency", default=True, help="Measure against PyTorch eager.")
 @out_option
 @as_json
-def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
+def report(run: str, latency: bool, out: Path, as_json: bool) -> None:
     """Write the HTML report of RUN, a name or a run's folder, with its plots."""
     from flows import output
     from flows.reporting import write
 
-    folder = Path(run_folder)
+    folder = Path(run)
     if not (folder / RUN_FILE).is_file():
-        folder = _run_folder(run_folder, out)
+        folder = run_folder(run, out)
     path, measured = write(folder, latency)
     if as_json:
         output.print_json({"report": str(path), "latency": measured})
@@ -276,44 +276,7 @@ def report(run_folder: str, latency: bool, out: Path, as_json: bool) -> None:
         print(path)
 
 
-@cli.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME_OR_BUNDLE...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
-@click.option("--port", default=3000, show_default=True, help="REST port; 0 takes a free one.")
-@click.option("--grpc-port", default=3001, show_default=True, help="gRPC port; 0 takes a free one.")
-@click.option("--workers", default=1, show_default=True, help="Processes that share the ports.")
-@click.option("--target", default=DEFAULT_TARGET, show_default=True, help="Which engine to run.")
-@click.option("--check", is_flag=True, help="Ask every recorded case over REST and gRPC, then end.")
-@out_option
-@as_json
-def serve(names: tuple[str, ...], out: Path, **options: Any) -> None:
-    """Serve bundles over REST and gRPC until interrupted."""
-    from flows.serving import serve as run_server
-
-    run_server([_bundle_folder(name, out) for name in names], **options)
-
-
-def _bundle_folder(name: str, out: Path) -> Path:
-    """A bundle's folder, from its path or from the name of a run."""
-    if "/" in name or (Path(name) / MANIFEST).is_file():
-        return Path(name)
-    folder = _run_folder(name, out) / BUNDLE_LINK
-    if not folder.exists():
-        raise MissingArtifact(
-            f"{name!r} has no bundle in {out}", fix=f"run `fucina run {name}` first, or give --out"
-        )
-    return folder
-
-
-def _run_folder(name: str, out: Path) -> Path:
-    """Where the runs of a recipe lie, from its zoo name or its MODULE:RECIPE."""
-    if ":" in name:
-        from models.zoo import find
-
-        name = find(name).name
-    return out / name
-
-
 experimenting.register(cli, job_options, _job, _device)
 mutating.register(cli, out_option, as_json, _chosen)
 certifying.register(cli)
+operating.register(cli, out_option, as_json)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from flows import BUNDLE_LINK
 from models.recipe import Recipe
+from pipeline.blessed import LAST
 from pipeline.bundle import Bundle
 from pipeline.certificate_text import certificate_text, operators, worst_findings
 from pipeline.compare import worst_ratio
@@ -100,7 +100,7 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
             for (part, target), certificate in certificates.items()
         ],
         "refused": {one.target: one.why for one in read_refusals(job.folder)},
-        "bundle": str(job.folder / BUNDLE_LINK),
+        "bundle": str(job.folder / LAST),
         "version": manifest.version,
         "digest": bundle.digest,
     }

@@ -11,11 +11,12 @@ from typing import Any
 
 from flows.output import print_json, program, rounded
 from models.errors import ServingFailed
-from pipeline.bundle import Bundle, open_bundle
+from pipeline.bundle import Bundle
 from pipeline.compare import worst_ratio
 from serving.ask import ask, example
 from serving.launch import Server
 from serving.launch import serve as launch
+from serving.opening import open_bundles
 
 _LONG = ("map", "images", "latent")  # parts of an answer that are too long to print
 _SHOWN = ("class", "probability", "score", "value", "unit")  # of a prediction
@@ -27,21 +28,23 @@ def serve(
     host: str,
     port: int,
     grpc_port: int,
-    workers: int,
     target: str,
     check: bool,
     as_json: bool,
+    **more: Any,
 ) -> None:
     """Serve bundles; with `check` ask every recorded case over both transports, and end.
+
+    Of a run's folder the blessed bundle is served, and followed.
 
     Raises what `serving.launch.serve` raises, and `ServingFailed` when an answer is not the
     recorded one or the server ends by itself.
     """
-    bundles = [open_bundle(folder) for folder in folders]
+    bundles = open_bundles(folders)
     names = ", ".join(bundle.manifest.name for bundle in bundles)
     print(f"starting a server for {names}", file=sys.stderr, flush=True)
     with launch(
-        folders, host=host, port=port, grpc_port=grpc_port, workers=workers, target=target
+        folders, host=host, port=port, grpc_port=grpc_port, target=target, **more
     ) as server:
         if check:
             rows = [_check(server, bundle, target) for bundle in bundles]

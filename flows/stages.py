@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from flows import BUNDLE_LINK, RUN_FILE
+from flows import RUN_FILE
 from models.datasets import Dataset
 from models.errors import BuildFailed, BundleError, MissingArtifact
 from models.recipe import Recipe
@@ -33,6 +33,7 @@ from models.zoo import find
 from pipeline.artifacts import digest_json, load, new_folder, point, write_json
 from pipeline.backends import DEFAULT_TARGET, backend_module
 from pipeline.backends import target as find_target
+from pipeline.blessed import LAST
 from pipeline.bundle import Bundle, open_bundle
 from pipeline.parts import check
 from pipeline.progress import Progress, silent
@@ -271,7 +272,7 @@ def package(
         return stage(job.recipe, trained, model, engines, out, progress=progress)
 
     bundle = _resume(job, "package", key, open_bundle, make)
-    point(job.folder / BUNDLE_LINK, bundle.folder)
+    point(job.folder / LAST, bundle.folder)
     _write_run(job, trained, model, engines, refusals, bundle)
     return bundle
 

@@ -20,9 +20,15 @@ FucinaError                 one line: what, got, expected, how to fix it (exit c
 ├── ServingFailed           the server did not start or did not answer
 └── RequestError            answered to a client, never a reason to stop
     ├── BadInput            400, INVALID_ARGUMENT
+    │   └── TooLarge        413, INVALID_ARGUMENT
+    ├── Unauthenticated     401, UNAUTHENTICATED
+    ├── Forbidden           403, PERMISSION_DENIED
     ├── UnknownModel        404, NOT_FOUND
+    ├── TooMany             429, RESOURCE_EXHAUSTED: of one client at a time
+    ├── Unsupported         501, UNIMPLEMENTED
     ├── NotReady            503, UNAVAILABLE
-    └── Overloaded          503, RESOURCE_EXHAUSTED
+    ├── Overloaded          503, RESOURCE_EXHAUSTED
+    └── TimedOut            504, DEADLINE_EXCEEDED
 """
 
 from __future__ import annotations
@@ -113,10 +119,28 @@ class RequestError(FucinaError): ...
 class BadInput(RequestError): ...
 
 
+class TooLarge(BadInput): ...
+
+
+class Unauthenticated(RequestError): ...
+
+
+class Forbidden(RequestError): ...
+
+
 class UnknownModel(RequestError): ...
+
+
+class TooMany(RequestError): ...
+
+
+class Unsupported(RequestError): ...
 
 
 class NotReady(RequestError): ...
 
 
 class Overloaded(RequestError): ...
+
+
+class TimedOut(RequestError): ...

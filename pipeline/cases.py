@@ -20,6 +20,7 @@ _CALLS = 64  # at most, in which every integer is asked
 CASES_FILE = "cases.safetensors.gz"  # tables of state are mostly zeros
 
 HELD_OUT = "held-out"
+VALIDATION = "validation"  # rows that nodes of lower precision are chosen by
 EDGE = "edge"
 CARRIED = "carried"  # a long sequence, to be asked step by step
 NONFINITE = "nonfinite"  # held-out rows, of which the first holds a value that is not a number

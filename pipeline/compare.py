@@ -43,7 +43,7 @@ class Bounds:
 # below 1.3: it is for the fp32 engine to show.
 BOUNDS = {
     "fp32": Bounds(multiple=16.0, smallest=1e-6, ceiling=1e-5),
-    "int8": Bounds(multiple=5.0, smallest=1e-3, ceiling=0.25, by_row=True),
+    "int8": Bounds(multiple=3.0, smallest=1e-3, ceiling=0.25, by_row=True),
 }
 
 Run = Callable[[Mapping[str, Any]], Arrays]
@@ -53,6 +53,7 @@ def derive_limits(
     cases: list[Case],
     precision: str = "fp32",
     floors: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    origin: str = HELD_OUT,
 ) -> dict[str, Limit]:
     """Per output: its scale, the module's own error on held-out samples, and the limit.
 
@@ -61,6 +62,7 @@ def derive_limits(
     there are measured by row.
     limit = min(max(multiple * noise floor, smallest), ceiling) of the precision's `BOUNDS`. On edge
     cases, where these take the module farther off, it is that multiple of its worst error there.
+    With another `origin` of rows than held-out ones it is that multiple of the worse of both.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
     limits = {}
@@ -72,7 +74,8 @@ def derive_limits(
             limits[name] = _limit(scale, floor)
             continue
         own = floors.get(name, {})
-        limit = _limit(scale, max(floor, own.get(HELD_OUT, 0.0)), precision)
+        floor = max(floor, own.get(HELD_OUT, 0.0), own.get(origin, 0.0))
+        limit = _limit(scale, floor, precision)
         edges = BOUNDS[precision].multiple * own.get(EDGE, 0.0)
         limits[name] = limit.model_copy(update={"edges": edges if edges > limit.limit else None})
     return limits

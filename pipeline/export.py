@@ -124,11 +124,9 @@ def _export(
     write_cases(cases, out)
     rows = choose_samples(signature, calibration, rows=_CALIBRATION)
     write_samples(replace(rows, targets={}), out / CALIBRATION_ROWS)
-    for split, most, file in (
-        (validation, _VALIDATION, VALIDATION_ROWS),
-        (held_out, _HELD_OUT, HELD_OUT_ROWS),
-    ):
-        write_samples(record_samples(module, signature, split, most), out / file)
+    chosen = record_samples(module, signature, validation, _VALIDATION)
+    write_samples(chosen, out / VALIDATION_ROWS)
+    write_samples(record_samples(module, signature, held_out, _HELD_OUT), out / HELD_OUT_ROWS)
     write_json(out / CODEC, codec.model_dump(mode="json"))
     step(f"{name}running the graph on every case")
     _check_answers(out / MODEL, signature, cases, recipe.name)
@@ -143,7 +141,7 @@ def _export(
         files=digest_files(out, [MODEL, CASES_FILE, CODEC]),
         declared=declared,
         ranges=ranges,
-        floors=measure_floors(module, signature, cases, rows),
+        floors=measure_floors(module, signature, cases, rows, chosen),
         drift=recipe.drift,
         apart=digest_files(out, [CALIBRATION_ROWS, VALIDATION_ROWS, HELD_OUT_ROWS]),
         parts=dict(parts),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.signature import BATCH, Arrays, Signature
-from pipeline.cases import EDGE, HELD_OUT, Case
+from pipeline.cases import EDGE, HELD_OUT, VALIDATION, Case
 from pipeline.compare import array_scale, relative_error
 from pipeline.quantised import quantised
 from pipeline.recording import answer
@@ -21,7 +21,11 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def measure_floors(
-    module: nn.Module, signature: Signature, cases: list[Case], calibration: Samples
+    module: nn.Module,
+    signature: Signature,
+    cases: list[Case],
+    calibration: Samples,
+    validation: Samples,
 ) -> Floors:
     """The error y' - y64 of the module in each lower precision, by output and origin.
 
@@ -31,6 +35,7 @@ def measure_floors(
     every edge case, of which the worst counts: one case alone is no measure of what the precision
     may cost. The scale is that of the held-out answers. Where a precision cannot answer,
     such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
+    int8 has one of validation rows too, by which nodes are chosen that stay in fp32.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
     asked = [*held_out, *(case for case in cases if case.origin == EDGE)]
@@ -45,7 +50,15 @@ def measure_floors(
     }
     if signature.recurrence is None:
         copy = quantised(module, calibration)
-        floors["int8"] = _measure(lambda inputs: answer(copy, inputs), asked, scales)
+        rounded = partial(answer, copy)
+        floors["int8"] = _measure(rounded, asked, scales)
+        answers = validation.ask(rounded, signature)
+        for name, scale in scales.items():
+            error = relative_error(
+                answers[name], validation.reference[name], scale, len(validation)
+            )
+            if error is not None:
+                floors["int8"][name][VALIDATION] = error
     return floors
 
 

@@ -14,7 +14,7 @@ from models.errors import BuildFailed
 from models.signature import BATCH
 from pipeline.artifacts import digest_files
 from pipeline.backends import Built, Target, backend
-from pipeline.cases import EDGE, Case
+from pipeline.cases import EDGE, VALIDATION, Case
 from pipeline.compare import Run, compare, derive_limits, replay, worst_ratio
 from pipeline.drift import check_drift
 from pipeline.samples import VALIDATION_ROWS, Samples, read_samples
@@ -72,7 +72,9 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
         return Lowered(None, why="no node of the graph is a product with a weight")
     samples = read_samples(path)
     codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
-    limits = derive_limits(cases, target.precision, model.floors.get(target.precision, {}))
+    floors = model.floors.get(target.precision, {})
+    limits = derive_limits(cases, target.precision, floors)
+    chosen = derive_limits(cases, target.precision, floors, VALIDATION)
     edges = [case for case in cases if case.origin == EDGE]
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,12 +92,12 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
             )
             shares = [d.changed / (_ROOM * d.allowed) if d.allowed else d.changed for d in drift]
             failed = any(not d.passed for d in drift)
-            error = max(_error(run, samples, model, limits), _worst(replay(run, edges, limits)))
+            error = max(_error(run, samples, model, chosen), _worst(replay(run, edges, limits)))
             return _Trial(error, max([*shares, 1.01 * failed]))
 
         def alone(node: str) -> float:
             _, run = build([other for other in nodes if other != node])
-            return _error(run, _few(samples), model, limits)
+            return _error(run, _few(samples), model, chosen)
 
         built, run = build(())
         first = last = judge(run)
@@ -120,12 +122,9 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
 
 def _error(run: Run, samples: Samples, model: OnnxModel, limits: dict[str, Limit]) -> float:
     """Error over limit of the worst output over a table of rows."""
-    answers = [run(inputs) for inputs in samples.batches(model.signature)]
-    join = np.concatenate if model.signature.batch else np.stack
-    joined = {name: join([answer[name] for answer in answers]) for name in answers[0]}
-    rows = {BATCH: len(samples)} if model.signature.batch else {}
-    case = Case("validation", "", rows, {})
-    return _worst(compare("samples", case, joined, samples.reference, limits))
+    case = Case("validation", VALIDATION, {BATCH: len(samples)}, {})
+    answers = samples.ask(run, model.signature)
+    return _worst(compare("samples", case, answers, samples.reference, limits))
 
 
 def _worst(findings: list[Finding]) -> float:

@@ -54,9 +54,7 @@ def record_samples(module: nn.Module, signature: Signature, split: Split, most: 
     (first,) = one.batches(signature)
     size = sum(array.nbytes for array in answer(exact, first, wide=True).values())
     rows = choose_samples(signature, split, answer_bytes=size, rows=most)
-    answers = [answer(exact, some, wide=True) for some in rows.batches(signature)]
-    join = np.concatenate if signature.batch else np.stack
-    return replace(rows, reference={n: join([a[n] for a in answers]) for n in answers[0]})
+    return replace(rows, reference=rows.ask(lambda some: answer(exact, some, wide=True), signature))
 
 
 def record_sequences(

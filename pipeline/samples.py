@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,15 @@ class Samples:
             | start(signature, len(range(len(self))[cut]))
             for cut in cuts
         ]
+
+    def ask(
+        self, run: Callable[[Arrays], Arrays], signature: Signature, most: int | None = None
+    ) -> Arrays:
+        """One table of what is answered to every row, of the outputs that every call answered."""
+        answers = [run(inputs) for inputs in self.batches(signature, most)]
+        join = np.concatenate if signature.batch else np.stack
+        names = set.intersection(*map(set, answers)) if answers else set()
+        return {name: join([one[name] for one in answers]) for name in names}
 
 
 def choose_samples(

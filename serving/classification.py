@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-from starlette.applications import Starlette
 from starlette.responses import Response
 
 from models.errors import BadInput, RequestError
-from serving.fields import answered, served_models
+from serving.fields import answered
 from serving.front import FrontedService
 from serving.images import read_image
-from serving.inference_rest import inference_routes
 from serving.predict_messages import (
     ImageRequest,
     PredictRequest,
@@ -49,7 +47,6 @@ _SETTINGS = read_settings(os.environ, Path())
     http={"host": _SETTINGS.host},  # pyright: ignore[reportArgumentType]
     service_class=FrontedService,
 )
-@bentoml.asgi_app(Starlette(routes=inference_routes(served_models)), path="/")
 class Classification:
     """Classifiers over REST with JSON, text and pictures, and over the Open Inference Protocol.
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-from starlette.applications import Starlette
 from starlette.responses import Response
 
 from models.errors import BadInput, RequestError
 from serving.act_messages import EXAMPLE, ActRequest, ActResponse
 from serving.acting import choose, read_observation
-from serving.fields import answered, served_models
+from serving.fields import answered
 from serving.front import FrontedService
-from serving.inference_rest import inference_routes, json_response
+from serving.inference_rest import json_response
 from serving.runtime import Runtime, check_deployment
 from serving.settings import read_settings
 
@@ -37,7 +36,6 @@ _SETTINGS = read_settings(os.environ, Path())
     http={"host": _SETTINGS.host},  # pyright: ignore[reportArgumentType]
     service_class=FrontedService,
 )
-@bentoml.asgi_app(Starlette(routes=inference_routes(served_models)), path="/")
 class Control:
     """Agents that act on what they see, over REST with JSON and the Open Inference Protocol.
 

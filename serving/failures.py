@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 import grpc
 
-from models.errors import BadInput, NotReady, Overloaded, RequestError, UnknownModel
+from models.errors import (
+    BadInput,
+    Forbidden,
+    NotReady,
+    Overloaded,
+    RequestError,
+    TimedOut,
+    TooLarge,
+    TooMany,
+    Unauthenticated,
+    UnknownModel,
+    Unsupported,
+)
 
 logger = logging.getLogger("fucina.serving")
 
@@ -23,9 +35,15 @@ class Failure:
 
 FAILURES: dict[type[RequestError], Failure] = {
     BadInput: Failure(400, grpc.StatusCode.INVALID_ARGUMENT),
+    TooLarge: Failure(413, grpc.StatusCode.INVALID_ARGUMENT),
+    Unauthenticated: Failure(401, grpc.StatusCode.UNAUTHENTICATED),
+    Forbidden: Failure(403, grpc.StatusCode.PERMISSION_DENIED),
     UnknownModel: Failure(404, grpc.StatusCode.NOT_FOUND),
+    TooMany: Failure(429, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=1),
+    Unsupported: Failure(501, grpc.StatusCode.UNIMPLEMENTED),
     NotReady: Failure(503, grpc.StatusCode.UNAVAILABLE, retry_after=5),
     Overloaded: Failure(503, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=1),
+    TimedOut: Failure(504, grpc.StatusCode.DEADLINE_EXCEEDED),
 }
 INTERNAL = Failure(500, grpc.StatusCode.INTERNAL)
 

@@ -1,19 +1,17 @@
-"""What stands before BentoML's own middlewares: bounded bodies, and only its own routes behind.
+"""The one entrance for HTTP: counts, admits and bounds every request, and then lets it go its way.
 
-BentoML's metrics take each raw path for a label, so that random URLs make endless series, and its
-timeout keeps every request's timer for a minute. Behind its middlewares stay its own routes, with
-a timer that is cancelled; mounted apps and unknown paths reach the router at once, which also
-saves the protocol most of a millisecond a request.
+The protocol's requests are answered here, without a framework between. BentoML's own routes stay
+behind its middlewares, with a timer that is cancelled: its own timeout keeps every request's timer
+for a minute. Unknown paths reach its router at once, for its metrics take each raw path for a
+label, so that random URLs make endless series.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import zlib
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import bentoml
 from starlette.applications import Starlette
@@ -21,14 +19,18 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import BadInput
-from serving.inference_rest import failed, json_response
-from serving.settings import read_settings
+from models.errors import BadInput, TimedOut, TooLarge
+from serving.calls import CALL, Call, new_id
+from serving.inference_rest import Answer, Match, match, refused
+
+if TYPE_CHECKING:
+    from serving.runtime import Runtime
 
 T = TypeVar("T")
 # The extension of a scope that sends past BentoML's middlewares, which trace each piece of a body.
 BARE_SEND = "fucina.send"
-TIMEOUT = 60.0
+REQUEST_ID = b"x-request-id"
+_LONGEST_ID = 128
 _REPLACED = "TimeoutMiddleware"
 _READINESS = "readyz"
 
@@ -37,55 +39,120 @@ class FrontedService(bentoml.Service[T]):
     """A BentoML service behind a front; given to `bentoml.service` as its `service_class`."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
-        app: Any = super().to_asgi(is_main)
-        return front(app, largest=read_settings(os.environ, Path(self.working_dir)).largest_body)
+        return front(super().to_asgi(is_main), served)  # pyright: ignore[reportArgumentType]
 
 
-def front(app: Starlette, *, largest: int) -> ASGIApp:
-    """The ASGI application that is served, over BentoML's `app`."""
+def served() -> Runtime:
+    """The runtime of the service instance that BentoML made in this process."""
+    return bentoml.get_current_service().runtime
+
+
+def front(app: Starlette, find: Callable[[], Runtime]) -> ASGIApp:
+    """The ASGI application that is served, over BentoML's `app`; each request asks `find`."""
     app.user_middleware = [
         middleware
         for middleware in app.user_middleware
         if getattr(middleware.cls, "__name__", "") != _REPLACED
     ]
     routes = app.router.routes
-    # BentoML says ready when its process is; ours, mounted behind, says when the models are.
+    # BentoML says ready when its process is; ours says when the models are.
     routes[:] = [route for route in routes if getattr(route, "name", "") != _READINESS]
     own = {route.path for route in routes if isinstance(route, Route)}
     bare = ExceptionMiddleware(app.router)
+
+    async def pass_on(call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        runtime = find()
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            body = await _body(call, scope, receive, runtime.settings.largest_body)
+            receive = _replay(body, receive)
+        if call.route:
+            scope.setdefault("extensions", {})[BARE_SEND] = send
+            await _within(runtime.settings.timeout, app, scope, receive, send)
+        else:
+            await bare(scope, receive, send)
+
+    async def answer(found: Match, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        runtime = find()
+        body = b""
+        if scope["method"] == "POST":
+            body = await _body(call, scope, receive, runtime.settings.largest_body)
+        try:
+            async with asyncio.timeout(runtime.settings.timeout):
+                said = await found.handler(runtime, found.parameters, scope["headers"], body)
+        except TimeoutError:
+            raise _late(runtime.settings.timeout) from None
+        await _send(said, send)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        if scope["method"] in ("POST", "PUT", "PATCH"):
+        runtime, path = find(), scope["path"]
+        found = match(scope["method"], path)
+        route = found.route if found else path if path in own else ""
+        peer = scope.get("client")
+        call = Call("http", route, id=_id(scope), client=peer[0] if peer else "")
+        CALL.set(call)
+        begun = False
+
+        async def counted(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                call.code = str(message["status"])
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, call.id.encode())]
+            else:
+                call.sent += len(message.get("body", b""))
+            await send(message)
+
+        runtime.telemetry.begin(call)
+        try:
+            authorization = _header(scope, b"authorization").decode("latin-1")
+            runtime.gate.admit(call, authorization, admin=found is not None and found.admin)
             try:
-                body = await _read(scope, receive, largest)
-                body = _decode(scope, body, largest)
-            except _TooLarge:
-                text = f"the body is too large: expected at most {largest} bytes"
-                await json_response({"error": text}, 413)(scope, receive, send)
-                return
-            except BadInput as error:
-                await failed(error)(scope, receive, send)
-                return
-            receive = _replay(body, receive)
-        if scope["path"] in own:
-            scope.setdefault("extensions", {})[BARE_SEND] = send
-            await _within(TIMEOUT, app, scope, receive, send)
-        else:
-            await bare(scope, receive, send)
+                if found:
+                    await answer(found, call, scope, receive, counted)
+                else:
+                    await pass_on(call, scope, receive, counted)
+            finally:
+                runtime.gate.leave(call)
+        except Exception as error:
+            if begun:  # there is no other answer to give any more
+                raise
+            await _send(refused(error), counted)
+        finally:
+            runtime.telemetry.end(call)
 
     return serve
 
 
-class _TooLarge(Exception): ...
+async def _send(answer: Answer, send: Send) -> None:
+    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _id(scope: Scope) -> str:
+    """The request's own id, if it is one that can stand in a header and a log, or a new one."""
+    given = _header(scope, REQUEST_ID).decode("latin-1")
+    fits = given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
+    return given if fits else new_id()
+
+
+def _late(seconds: float) -> TimedOut:
+    return TimedOut(f"no answer within {seconds:g} seconds")
+
+
+async def _body(call: Call, scope: Scope, receive: Receive, largest: int) -> bytes:
+    raw = await _read(scope, receive, largest)
+    call.received = len(raw)
+    return _decode(scope, raw, largest)
 
 
 async def _read(scope: Scope, receive: Receive, largest: int) -> bytes:
     declared = _header(scope, b"content-length")
     if declared.isdigit() and int(declared) > largest:
-        raise _TooLarge
+        raise _too_large(largest)
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -95,7 +162,7 @@ async def _read(scope: Scope, receive: Receive, largest: int) -> bytes:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if size > largest:
-            raise _TooLarge
+            raise _too_large(largest)
         if not message.get("more_body", False):
             return b"".join(chunks)
 
@@ -117,7 +184,7 @@ def _decode(scope: Scope, body: bytes, largest: int) -> bytes:
     except zlib.error as error:
         raise BadInput("the compressed body is corrupt", got=str(error)) from error
     if len(plain) > largest:
-        raise _TooLarge
+        raise _too_large(largest)
     if not inflate.eof:
         raise BadInput("the compressed body is truncated", got=f"{len(body)} bytes")
     scope["headers"] = [
@@ -145,7 +212,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 async def _within(
     seconds: float, app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Serve, answering 504 unless a response has begun within `seconds`."""
+    """Serve; raises `TimedOut` unless a response has begun within `seconds`."""
     timer = asyncio.timeout(seconds)
     try:
         async with timer:
@@ -159,5 +226,8 @@ async def _within(
     except TimeoutError:
         if not timer.expired():
             raise
-        text = f"no answer within {seconds:g} seconds"
-        await json_response({"error": text}, 504)(scope, receive, send)
+        raise _late(seconds) from None
+
+
+def _too_large(largest: int) -> TooLarge:
+    return TooLarge("the body is too large", expected=f"at most {largest} bytes")

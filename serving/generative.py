@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-from starlette.applications import Starlette
 from starlette.responses import Response
 
 from serving import picture_answers as answers
-from serving.fields import answered, served_models
+from serving.fields import answered
 from serving.front import FrontedService
-from serving.inference_rest import inference_routes
 from serving.picture_messages import (
     DecodeRequest,
     EncodeRequest,
@@ -52,7 +50,6 @@ _SETTINGS = read_settings(os.environ, Path())
     http={"host": _SETTINGS.host},  # pyright: ignore[reportArgumentType]
     service_class=FrontedService,
 )
-@bentoml.asgi_app(Starlette(routes=inference_routes(served_models)), path="/")
 class Generative:
     """Models that draw, encode and judge pictures, as nested lists, uploads and PNG grids.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ from models.signature import Arrays, Signature, TensorSpec
 from serving.drawing import complete
 from serving.failures import failure
 from serving.inference_proto import HEALTH_MESSAGES, HEALTH_SERVICE, MESSAGES, SERVICE
-from serving.inference_rest import SERVER, FindModels, platform
+from serving.inference_rest import SERVER, platform
 from serving.inference_stream import stream_call
 from serving.tensors import (
     DATATYPES,
@@ -29,6 +29,9 @@ from serving.tensors import (
     from_values,
     to_bytes,
 )
+
+if TYPE_CHECKING:
+    from serving.runtime import Runtime
 
 # Which field of InferTensorContents carries a datatype; FP16 travels as raw bytes only.
 CONTENTS = {
@@ -46,29 +49,28 @@ _SERVING, _NOT_SERVING = 1, 2
 Answer = Callable[[Any], Awaitable[Any]]
 
 
-async def start_grpc(
-    models: FindModels, host: str, port: int, *, largest: int, shared: bool
-) -> grpc.aio.Server:
-    """Start answering on host:port; `shared` lets other workers of this service bind it too.
+async def start_grpc(runtime: Runtime) -> grpc.aio.Server:
+    """Start answering; other workers of this service may bind the port too.
 
     Raises `ServingFailed` when the port is taken.
     """
+    host, port = runtime.settings.grpc_host, runtime.settings.grpc_port
     server = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_receive_message_length", runtime.settings.largest_body),
             ("grpc.max_send_message_length", -1),
             # Off unless several workers share it: two unrelated services would share their traffic.
-            ("grpc.so_reuseport", int(shared)),
+            ("grpc.so_reuseport", int(runtime.settings.workers > 1)),
         ]
     )
-    calls = _inference_calls(models)
+    calls = _inference_calls(runtime)
     inference = {
         name: _handler(answer, MESSAGES[f"{name}Request"]) for name, answer in calls.items()
     }
     inference["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-        stream_call(models, calls["ModelInfer"]), response_serializer=_serialize
+        stream_call(runtime, calls["ModelInfer"]), response_serializer=_serialize
     )
-    health = {"Check": _handler(_health_call(models), HEALTH_MESSAGES["HealthCheckRequest"])}
+    health = {"Check": _handler(_health_call(runtime), HEALTH_MESSAGES["HealthCheckRequest"])}
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(SERVICE, inference),
@@ -87,15 +89,15 @@ async def start_grpc(
     return server
 
 
-def _inference_calls(models: FindModels) -> dict[str, Answer]:
+def _inference_calls(runtime: Runtime) -> dict[str, Answer]:
     async def server_live(request: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def server_ready(request: Any) -> Any:
-        return MESSAGES["ServerReadyResponse"](ready=models().ready)
+        return MESSAGES["ServerReadyResponse"](ready=runtime.models.ready)
 
     async def model_ready(request: Any) -> Any:
-        model = models().get(request.name, request.version)
+        model = runtime.models.get(request.name, request.version)
         return MESSAGES["ModelReadyResponse"](ready=model.ready)
 
     async def server_metadata(request: Any) -> Any:
@@ -103,17 +105,17 @@ def _inference_calls(models: FindModels) -> dict[str, Answer]:
         return MESSAGES["ServerMetadataResponse"](name=SERVER, version=version)
 
     async def model_metadata(request: Any) -> Any:
-        model = models().get(request.name, request.version)
+        model = runtime.models.get(request.name, request.version)
         return MESSAGES["ModelMetadataResponse"](
             name=model.name,
-            versions=[model.version],
+            versions=[one.version for one in runtime.models.versions(model.name)],
             platform=platform(model),
             inputs=[describe(spec) for spec in model.signature.inputs],
             outputs=[describe(spec) for spec in model.signature.outputs],
         )
 
     async def model_infer(request: Any) -> Any:
-        model = models().get(request.model_name, request.model_version)
+        model = runtime.models.get(request.model_name, request.model_version)
         model.check_ready()
         given, parameters = read_inputs(model.signature, request), _parameters(request)
         inputs, drawn = complete(model.signature, model.codec, given, parameters)
@@ -147,11 +149,11 @@ def _inference_calls(models: FindModels) -> dict[str, Answer]:
     }
 
 
-def _health_call(models: FindModels) -> Answer:
+def _health_call(runtime: Runtime) -> Answer:
     async def check(request: Any) -> Any:
         # The empty name asks for the whole server, a model's name for that model.
         named = request.service not in ("", SERVICE)
-        ready = models().get(request.service).ready if named else models().ready
+        ready = runtime.models.get(request.service).ready if named else runtime.models.ready
         status = _SERVING if ready else _NOT_SERVING
         return HEALTH_MESSAGES["HealthCheckResponse"](status=status)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -19,9 +19,11 @@ from google.protobuf.message import DecodeError
 from models.errors import BadInput
 from serving.failures import failure
 from serving.inference_proto import MESSAGES
-from serving.inference_rest import FindModels
 from serving.prompts import PROMPT_FIELDS, read_prompt
 from serving.writing import Piece, Prompt, Writing
+
+if TYPE_CHECKING:
+    from serving.runtime import Runtime
 
 MOST_OPEN = 256  # requests of one stream that are being answered
 FINAL = "triton_final_response"
@@ -35,7 +37,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def stream_call(
-    models: FindModels, infer: Infer
+    runtime: Runtime, infer: Infer
 ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[Any]]:
     """The call; `infer` answers what asks for no text."""
 
@@ -47,7 +49,7 @@ def stream_call(
             except DecodeError as error:
                 raise BadInput("the message cannot be decoded", got=f"{len(raw)} bytes") from error
             if any(tensor.name == "prompt" for tensor in request.inputs):
-                await _write(models, request, put)
+                await _write(runtime, request, put)
             else:
                 response = await infer(request)
                 response.parameters[FINAL].bool_param = True
@@ -88,8 +90,8 @@ def stream_call(
     return call
 
 
-async def _write(models: FindModels, request: Any, put: Put) -> None:
-    model = models().get(request.model_name, request.model_version)
+async def _write(runtime: Runtime, request: Any, put: Put) -> None:
+    model = runtime.models.get(request.model_name, request.model_version)
     writing = model.write(_read_prompt(request))
     try:
         async for piece in writing:

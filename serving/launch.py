@@ -18,12 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.errors import BadSetting, ServingFailed
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import SERVICES, Bundle
-from serving.predictor import LOADING, open_bundles
+from serving.opening import open_bundles
+from serving.predictor import LOADING
 from serving.runtime import check_port, free_port
+from serving.settings import Settings, write_settings
 
 # How long a server may take to become ready, and to answer what is in flight when it ends.
 PATIENCE = 120.0
@@ -50,15 +53,16 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 3000,
     grpc_port: int = 3001,
-    workers: int = 1,
     target: str = DEFAULT_TARGET,
+    **more: Any,
 ) -> Iterator[Server]:
     """Serve bundles of one kind: ready inside the block, ended after it, and on SIGTERM.
 
-    A port of 0 is any free one. What the server says goes to standard error. Raises `BadSetting`
-    for a host that is not an address, `BundleError` for a bundle that cannot be opened,
-    `TargetUnavailable` for an engine it lacks, and `ServingFailed` naming the port that is taken,
-    the model that does not become ready, or the last line of a server that ended.
+    A port of 0 is any free one; `more` are other fields of `Settings`. What the server says goes to
+    standard error. Raises `BadSetting` for a host that is not an address, `BundleError` for a
+    bundle that cannot be opened, `TargetUnavailable` for an engine it lacks, and `ServingFailed`
+    naming the port that is taken, the model that does not become ready, or the last line of a
+    server that ended.
     """
     _check_host(host)
     bundles = _check(folders, target)
@@ -69,13 +73,17 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="fucina-") as scratch, _ended_by_signal():
         ready = Path(scratch) / "ready"
         ready.mkdir()
-        settings = {
-            "FUCINA_BUNDLES": json.dumps([str(bundle.folder.resolve()) for bundle in bundles]),
-            "FUCINA_TARGET": target,
-            "FUCINA_GRPC_HOST": host,
-            "FUCINA_GRPC_PORT": str(grpc_port),
-            "FUCINA_WORKERS": str(workers),
-            "FUCINA_READY": str(ready),
+        settings = Settings(
+            bundles=tuple(folder.absolute() for folder in folders),
+            target=target,
+            host=host,
+            grpc_host=host,
+            grpc_port=grpc_port,
+            ready=ready,
+            **more,
+        )
+        environment = {
+            **write_settings(settings),
             # Nothing of this server outlives it, and nothing is sent to BentoML's authors.
             "BENTOML_HOME": scratch,
             "PROMETHEUS_MULTIPROC_DIR": str(Path(scratch) / "metrics"),
@@ -88,7 +96,7 @@ def serve(
             [*command, "--host", host, "--port", str(port), "--quiet"],
             # The service is imported from here: no folder of the caller's can stand before it.
             cwd=Path(__file__).parents[1],
-            env=os.environ | settings,
+            env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -102,7 +110,9 @@ def serve(
         try:
             listener.start()
             server = Server(f"http://{address}:{port}", f"{address}:{grpc_port}", process)
-            _wait_ready(server, lambda: len(list(ready.iterdir())) >= workers, said, listener)
+            _wait_ready(
+                server, lambda: len(list(ready.iterdir())) >= settings.workers, said, listener
+            )
             yield server
         finally:
             end(process)

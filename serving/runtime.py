@@ -11,9 +11,13 @@ import grpc.aio
 
 from models.errors import ServingFailed
 from pipeline.bundle import Kind
+from serving.gate import Gate
 from serving.inference_grpc import start_grpc
-from serving.predictor import Models, open_bundles
+from serving.opening import open_bundles
+from serving.predictor import Models
+from serving.repository import Repository
 from serving.settings import Settings, read_settings
+from serving.telemetry import Telemetry
 
 GRACE = 10.0
 
@@ -53,35 +57,33 @@ def free_port(host: str) -> int:
 
 
 class Runtime:
-    """The models of one worker and the gRPC server beside BentoML's REST."""
+    """All that one worker is made of; transports ask it for what they need at each request."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
-        self._settings: Settings = read_settings(os.environ, folder)
-        bundles = open_bundles(self._settings.bundles, kind)
-        self.models = Models(bundles, self._settings.target, self._settings.queue)
+        self.settings: Settings = read_settings(os.environ, folder)
+        self.telemetry = Telemetry(self.settings.access_log)
+        self.gate = Gate(self.settings)
+        self.models = Models(self.settings, self.telemetry)
+        bundles = open_bundles(self.settings.bundles, kind)
+        self.repository = Repository(self.models, self.settings.bundles, bundles, kind)
         self._grpc: grpc.aio.Server | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to answer over gRPC and to load; REST is live meanwhile, and not ready."""
-        self._grpc = await start_grpc(
-            lambda: self.models,
-            self._settings.grpc_host,
-            self._settings.grpc_port,
-            largest=self._settings.largest_body,
-            shared=self._settings.workers > 1,
-        )
-        self._loading = asyncio.create_task(self._load())
+        self._grpc = await start_grpc(self)
+        self._tasks = [asyncio.create_task(self._live())]
 
-    async def _load(self) -> None:
+    async def _live(self) -> None:
         await self.models.load()
-        if self._settings.ready and self.models.ready:
-            (self._settings.ready / str(os.getpid())).touch()
+        if self.settings.ready and self.models.ready:
+            (self.settings.ready / str(os.getpid())).touch()
+        await self.repository.watch()
 
     async def stop(self) -> None:
         """Let calls in flight end, then close the engines."""
-        if self._loading is not None:
-            self._loading.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._grpc is not None:
             await self._grpc.stop(GRACE)
         await self.models.close()

@@ -7,14 +7,12 @@ import os
 from pathlib import Path
 
 import bentoml
-from starlette.applications import Starlette
 from starlette.responses import Response
 
 from models.errors import RequestError
-from serving.fields import answered, served_models
+from serving.fields import answered
 from serving.front import FrontedService
 from serving.images import open_picture, pixels
-from serving.inference_rest import inference_routes
 from serving.overlays import overlay, paint, png
 from serving.pixels import segment, tiled_input
 from serving.runtime import Runtime, check_deployment
@@ -49,7 +47,6 @@ _SETTINGS = read_settings(os.environ, Path())
     http={"host": _SETTINGS.host},  # pyright: ignore[reportArgumentType]
     service_class=FrontedService,
 )
-@bentoml.asgi_app(Starlette(routes=inference_routes(served_models)), path="/")
 class Segmentation:
     """Segmenting models over REST with JSON and pictures, and over the Open Inference Protocol.
 

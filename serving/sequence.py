@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-from starlette.applications import Starlette
 from starlette.responses import Response
 
 from models.errors import BadInput, RequestError
-from serving.fields import answered, served_models
+from serving.fields import answered
 from serving.front import FrontedService
 from serving.generate_messages import ClassifyRequest, GenerateRequest, GenerateResponse
-from serving.inference_rest import inference_routes, json_response
+from serving.inference_rest import json_response
 from serving.music import check_music, read_tune
 from serving.predict_messages import PredictResponse, read_text, respond
 from serving.predictor import Model
@@ -46,7 +45,6 @@ _SETTINGS = read_settings(os.environ, Path())
     http={"host": _SETTINGS.host},  # pyright: ignore[reportArgumentType]
     service_class=FrontedService,
 )
-@bentoml.asgi_app(Starlette(routes=inference_routes(served_models)), path="/")
 class Sequence:
     """Models of sequences over REST with plain text, and over the Open Inference Protocol.
 

@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "pipeline": ("models", "pipeline"),
     "serving": (
         "models.signature", "models.errors", "models.codec", "models.recurrence",
-        "pipeline.bundle", "pipeline.backends", "pipeline.cases", "pipeline.values", "serving",
+        "pipeline.blessed", "pipeline.bundle", "pipeline.backends", "pipeline.cases",
+        "pipeline.values", "serving",
     ),
-    "flows": ("models", "pipeline", "flows", "serving.launch", "serving.ask"),
+    "flows": ("models", "pipeline", "flows", "serving.launch", "serving.opening", "serving.ask"),
 }  # fmt: skip
 # Torch ends where the graph begins.
 MAY_IMPORT_TORCH = (

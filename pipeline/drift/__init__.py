@@ -52,13 +52,10 @@ def check_drift(
 
 
 def _ask(run: Run, samples: Samples, signature: Signature, outputs: set[str]) -> Arrays:
-    answers = []
-    for inputs in samples.batches(signature):
-        said = run(inputs)
-        answers.append({name: said[name] for name in outputs if name in said})
-    join = np.concatenate if signature.batch else np.stack
-    names = set.intersection(*map(set, answers)) if answers else set()
-    return {name: join([answer[name] for answer in answers]) for name in names}
+    def some(inputs: Arrays) -> Arrays:
+        return {name: array for name, array in run(inputs).items() if name in outputs}
+
+    return samples.ask(some, signature)
 
 
 def _pair(output: str, said: Arrays, samples: Samples, limit: Limit, exact: bool) -> Pair:

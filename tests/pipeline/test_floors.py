@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from models.datasets import Split
 from models.signature import BATCH, Axis, Signature, TensorSpec
-from pipeline.cases import EDGE, HELD_OUT
+from pipeline.cases import EDGE, HELD_OUT, VALIDATION
 from pipeline.floors import measure_floors
-from pipeline.recording import record
+from pipeline.recording import record, record_samples
 from pipeline.samples import choose_samples
 
 ROWS = Axis(BATCH, 1, 4, 8)
@@ -34,7 +34,8 @@ def floors(scale: float = 1.0) -> dict[str, dict[str, dict[str, float]]]:
     rows = torch.rand(64, 16).numpy() * 2 - 1
     cases = record(module, SIGNATURE, {"x": rows})
     calibration = choose_samples(SIGNATURE, Split({"x": rows}, {}), rows=64)
-    return measure_floors(module, SIGNATURE, cases, calibration)
+    validation = record_samples(module, SIGNATURE, Split({"x": rows[::-1]}, {}), 32)
+    return measure_floors(module, SIGNATURE, cases, calibration, validation)
 
 
 def test_the_fewer_bits_the_higher_the_floor() -> None:
@@ -46,8 +47,14 @@ def test_the_fewer_bits_the_higher_the_floor() -> None:
 
 
 def test_held_out_and_edge_cases_have_floors_of_their_own() -> None:
-    for of in floors().values():
-        assert of["y"].keys() == {HELD_OUT, EDGE}
+    for precision, of in floors().items():
+        chosen_by = {VALIDATION} if precision == "int8" else set()
+        assert of["y"].keys() == {HELD_OUT, EDGE} | chosen_by
+
+
+def test_validation_rows_are_as_far_off_as_any_other_rows() -> None:
+    of = floors()["int8"]["y"]
+    assert of[HELD_OUT] / 3 < of[VALIDATION] < 3 * of[HELD_OUT]
 
 
 def test_what_overflows_in_half_precision_has_no_floor_there() -> None:

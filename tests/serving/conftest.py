@@ -17,12 +17,15 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 from models.codec import Codec, ImageInput, TextInput
 from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.artifacts import digest_files, save, write_json
-from pipeline.bundle import CASES, ENGINES, MANIFEST, Manifest, open_bundle
+from pipeline.bundle import CASES, ENGINES, MANIFEST, Bundle, Manifest, open_bundle
 from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
 from pipeline.optimize import optimize
 from pipeline.values import CODEC, MODEL, Engine, OnnxModel
 from pipeline.verify import verify
 from serving.launch import Server, serve
+from serving.predictor import Models
+from serving.settings import Settings
+from serving.telemetry import Telemetry
 
 # On import BentoML uses a deprecated name of a dependency, and Starlette's client deprecates httpx.
 with warnings.catch_warnings():
@@ -69,6 +72,14 @@ BIAS = RANDOM.normal(0, 0.1, 10).astype(np.float32)
 # What each token adds to the two logits: padding nothing, so that its amount changes nothing.
 TABLE = np.array([[0, 0], [0.1, 0], [0, 2], [0, 3], [0, 1], [2, 0], [1, 0]], np.float32)
 SLOPE = np.array([[2], [1], [-3]], np.float32)
+
+
+def models_of(*bundles: Bundle) -> Models:
+    """These bundles as a server has them before it loads them."""
+    models = Models(Settings(queue=8), Telemetry())
+    for bundle in bundles:
+        models.add(bundle)
+    return models
 
 
 def _classified(logits: np.ndarray) -> Arrays:

@@ -18,7 +18,7 @@ from pipeline.artifacts import canonical_json
 from pipeline.bundle import open_bundle
 from serving.ask import ask_too_much
 from serving.launch import Server, serve
-from serving.predictor import open_bundles, open_session
+from serving.opening import open_bundles, open_session
 from tests.serving.conftest import TARGET, write_manifest
 
 ENGINE = Path("engines") / TARGET

@@ -27,7 +27,7 @@ from pipeline.values import CODEC
 from serving.acting import choose, read_observation
 from serving.ask import ask
 from serving.launch import Server, serve
-from serving.predictor import open_bundles
+from serving.opening import open_bundles
 from tests.serving.conftest import TARGET, write_manifest
 from tests.serving.control_bundle import GRID, MOST, POLE, Agent, make_bundle
 

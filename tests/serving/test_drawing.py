@@ -20,7 +20,7 @@ from models.errors import BadInput
 from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.bundle import Bundle, open_bundle
 from serving.drawing import LARGEST_SEED, complete, draw, in_blocks
-from serving.predictor import open_session
+from serving.opening import open_session
 from tests.serving.conftest import TARGET
 from tests.serving.generative_bundle import BLOCK, DRAWER, make_bundle
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from serving import front as front_module
 from serving.front import front
+from serving.gate import Gate
+from serving.settings import Settings
+from serving.telemetry import Telemetry
 
 
 class Seen:
@@ -52,7 +55,11 @@ def client(seen: list[str]) -> TestClient:
         ],
         middleware=[Middleware(Seen, paths=seen)],
     )
-    return TestClient(front(app, largest=100))
+    settings = Settings(largest_body=100, timeout=0.2)
+    runtime: Any = SimpleNamespace(
+        settings=settings, telemetry=Telemetry(), gate=Gate(settings), models=None
+    )
+    return TestClient(front(app, lambda: runtime))
 
 
 def test_only_own_routes_pass_through_the_middlewares(client: TestClient, seen: list[str]) -> None:
@@ -69,8 +76,7 @@ def test_bodies_are_bounded(client: TestClient, path: str) -> None:
     assert client.post(path, content=iter([bytes(60), bytes(60)])).status_code == 413
 
 
-def test_a_slow_answer_is_given_up(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_module, "TIMEOUT", 0.01)
+def test_a_slow_answer_is_given_up(client: TestClient) -> None:
     response = client.get("/slow")
     assert response.status_code == 504
-    assert response.json() == {"error": "no answer within 0.01 seconds"}
+    assert response.json() == {"error": "no answer within 0.2 seconds"}

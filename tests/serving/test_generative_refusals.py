@@ -20,8 +20,7 @@ from pipeline.bundle import open_bundle
 from pipeline.cases import NONFINITE
 from serving.ask import ask
 from serving.launch import Server, serve
-from serving.predictor import Models
-from tests.serving.conftest import TARGET
+from tests.serving.conftest import models_of
 from tests.serving.generative_bundle import (
     CODER,
     DRAWER,
@@ -332,7 +331,7 @@ def test_an_answer_of_too_many_numbers_is_refused(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(picture_answers, "MOST_NUMBERS", 28 * 28)
-    models = Models([open_bundle(folders["coder"])], TARGET, queue=8)
+    models = models_of(open_bundle(folders["coder"]))
     fields = {"model": None, "seed": 5, "classes": [], "scale": None, "columns": None}
 
     async def main() -> None:

@@ -12,8 +12,8 @@ import pytest
 from models.codec import Anomaly, Codec, ImageInput, Pictures
 from models.errors import BundleError
 from models.signature import Axis, Signature, TensorSpec
+from serving.opening import open_bundles
 from serving.picture_problems import picture_problem
-from serving.predictor import open_bundles
 from tests.serving.conftest import write_manifest
 from tests.serving.generative_bundle import (
     BATCH,

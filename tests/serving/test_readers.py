@@ -18,10 +18,9 @@ import tritonclient.grpc as triton_grpc
 import uvicorn
 
 from models.signature import Arrays
-from serving.front import front
+from serving.front import front, served
 from serving.predictor import Model
 from serving.runtime import free_port
-from serving.settings import LARGEST_BODY
 from tests.serving.sequence_bundle import RNN, endless, make_bundle
 
 with warnings.catch_warnings():  # as in conftest: BentoML's own
@@ -59,8 +58,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         # Its metrics can be registered but once in a process, and another test may have a server.
         app: Any = bentoml.Service.to_asgi(service.Sequence)
         app.user_middleware = [m for m in app.user_middleware if "Metrics" not in m.cls.__name__]
-        served = front(app, largest=LARGEST_BODY)
-        server = uvicorn.Server(uvicorn.Config(served, port=port, log_level="error"))
+        fronted = front(app, served)
+        server = uvicorn.Server(uvicorn.Config(fronted, port=port, log_level="error"))
         thread = threading.Thread(target=server.run)
         thread.start()
         http = f"http://127.0.0.1:{port}"

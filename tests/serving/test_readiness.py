@@ -17,7 +17,8 @@ from pipeline.bundle import CASES, open_bundle
 from pipeline.cases import read_cases, write_cases
 from serving.classification import Classification
 from serving.launch import serve
-from serving.predictor import LOADING, open_bundles, open_session
+from serving.opening import open_bundles, open_session
+from serving.predictor import LOADING
 from serving.runtime import free_port
 from tests.serving.conftest import DIGITS, TARGET, write_manifest
 
@@ -99,7 +100,7 @@ def test_a_tampered_bundle_is_refused_before_any_server_starts(copy: Path) -> No
 
 
 def test_another_kind_and_a_name_twice_are_refused(digits: Path, copy: Path) -> None:
-    with pytest.raises(ServingFailed, match="two bundles are called 'digits'"):
+    with pytest.raises(ServingFailed, match="version '1' of 'digits' is given twice"):
         open_bundles([digits, copy])
     write_manifest(copy, kind="detection")
     with pytest.raises(ServingFailed, match=r"another kind.*got detection, expected clas"):

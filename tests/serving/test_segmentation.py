@@ -26,9 +26,9 @@ from pipeline.values import MODEL
 from serving.ask import ask
 from serving.images import open_picture, pixels
 from serving.launch import Server, serve
+from serving.opening import open_bundles
 from serving.pixels import segment as segment_picture
-from serving.predictor import Model, open_bundles
-from tests.serving.conftest import TARGET, write_manifest
+from tests.serving.conftest import TARGET, models_of, write_manifest
 from tests.serving.segmentation_bundle import (
     CLASSES,
     COLOURS,
@@ -160,7 +160,7 @@ def test_pictures_at_once_each_get_their_own_answer(http: httpx.Client) -> None:
 
 
 def test_a_model_that_cannot_answer_says_so_as_one_error(colour: Path) -> None:
-    model = Model(open_bundle(colour), TARGET, queue=8)
+    model = next(iter(models_of(open_bundle(colour))))
     with pytest.raises(NotReady, match="is still replaying"):
         asyncio.run(segment_picture(model, scaled(picture(100, 100))))
 

@@ -17,10 +17,18 @@ from hypothesis import strategies as st
 from models.errors import BadInput, BundleError, NotABundle
 from pipeline.bundle import open_bundle
 from serving.launch import Server
+from serving.opening import open_bundles
 from serving.predict_messages import PredictResponse, ValuePrediction, respond
-from serving.predictor import Models, open_bundles
 from serving.texts import LONGEST_TEXT, read_texts
-from tests.serving.conftest import SLOPE, TARGET, TEXT, WORDS, assert_alive, write_manifest
+from tests.serving.conftest import (
+    SLOPE,
+    TARGET,
+    TEXT,
+    WORDS,
+    assert_alive,
+    models_of,
+    write_manifest,
+)
 
 
 def ask(http: httpx.Client, **fields: Any) -> httpx.Response:
@@ -124,7 +132,7 @@ def test_a_regression_answers_values_in_their_unit(http: httpx.Client) -> None:
 
 def test_a_sign_tells_two_classes_apart(level: Path, tmp_path: Path) -> None:
     folder = changed(level, tmp_path, {"sign": "value", "classes": ["below", "above"]})
-    (model,) = Models(open_bundles([folder]), TARGET, queue=8)
+    (model,) = models_of(*open_bundles([folder]))
     answers = {"value": np.array([[0.5], [-2], [0]], np.float32)}
     said = json.loads(bytes(respond(model, answers, []).body))["predictions"]
     assert said == [
