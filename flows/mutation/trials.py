@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -16,19 +17,21 @@ from flows.mutation.choice import DATA
 from flows.stages import Job, Parts
 from models.errors import BuildFailed
 from models.signature import Signature
+from models.zoo import find
 from pipeline import verify
 from pipeline.artifacts import digest_files
 from pipeline.backends import backend
 from pipeline.backends import target as find_target
-from pipeline.cases import HELD_OUT, Case
+from pipeline.cases import HELD_OUT, Case, read_cases
 from pipeline.compare import Run, compare, ratio
 from pipeline.faults import FAULTS, Fault, Mutant, Subject, mutate
 from pipeline.intermediates import unoptimised
+from pipeline.lowering import Lowered, lower
 from pipeline.parts import part
 from pipeline.peers import PEERS, Question, questions, refusals
+from pipeline.samples import CALIBRATION_ROWS
 from pipeline.values import MODEL, Engine, Finding, Limit, OnnxModel
 
-STAGES = ("train", "export", "optimize")
 BUILD = "build"  # what sees a graph that cannot be built, opened or run
 RAISED = "raised"  # what sees a mutant on which the gate itself breaks down
 _GIVEN = re.compile(r"(\w+):")
@@ -88,55 +91,88 @@ def job(reference: str, seed: int, out: Path) -> Job:
     return Job(reference, DATA, changes={"epochs": 1, "floor": "none", "seed": seed}, out=out)
 
 
-def examine_sound(reference: str, seed: int, out: Path) -> list[Sound]:
-    """Train, export and build with that seed, or take what is there, and ask every sound engine."""
+def examine_sound(reference: str, seed: int, out: Path, target: str) -> list[Sound]:
+    """Train, export and build with that seed, or take what is there, and ask every sound engine.
+
+    None of a graph that the target refuses.
+    """
     found = []
-    for graph in graphs(reference, seed, out):
-        evidence, seen = verify.gather(graph.model), verify.Examined()
-        failures = tuple(verify.examine(graph.engine, evidence, seen))
-        limits = evidence.limits(find_target(graph.engine.target).precision)
-        held_out = [f for f in seen.findings if f.check == "samples"]
-        peers = dict.fromkeys((p.name for p in PEERS), True)
-        if seen.run:
-            peers = refusals(seen.run, _asked(graph))
-        distance = worst(held_out, limits)
-        found.append(Sound(graph.recipe, graph.part, seed, failures, peers, distance))
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, model in models(reference, seed, out):
+            graph = build(reference, name, model, target, Path(scratch) / name)
+            found += [_examine(graph, seed)] if graph else []
     return found
 
 
-def try_mutants(reference: str, part_name: str, out: Path, faults: Iterable[str]) -> list[Trial]:
+def _examine(graph: Graph, seed: int) -> Sound:
+    evidence, seen = verify.gather(graph.model), verify.Examined()
+    failures = tuple(verify.examine(graph.engine, evidence, seen))
+    limits = evidence.limits(find_target(graph.engine.target).precision)
+    held_out = [f for f in seen.findings if f.check == "samples"]
+    peers = dict.fromkeys((p.name for p in PEERS), True)
+    if seen.run:
+        peers = refusals(seen.run, _asked(graph))
+    return Sound(graph.recipe, graph.part, seed, failures, peers, worst(held_out, limits))
+
+
+def try_mutants(
+    reference: str, part_name: str, out: Path, target: str, faults: Iterable[str]
+) -> list[Trial]:
     """Every fault in one graph, each where its own random numbers put it.
 
     The weights of the next seed are there to be confused with.
     """
     import onnx
 
-    graph, other = (
-        next(g for g in graphs(reference, seed, out) if g.part == part_name) for seed in (0, 1)
-    )
-    exported = onnx.load_model(graph.model.folder / MODEL)
-    evidence = verify.gather(graph.model)
-    subject = Subject(
-        graph.model.signature, evidence.codec, onnx.load_model(other.model.folder / MODEL)
-    )
-    asked = _asked(graph)
+    model, other = (dict(models(reference, seed, out))[part_name] for seed in (0, 1))
+    exported = onnx.load_model(model.folder / MODEL)
+    evidence = verify.gather(model)
+    subject = Subject(model.signature, evidence.codec, onnx.load_model(other.folder / MODEL))
     wanted = [fault for fault in FAULTS if fault.name in set(faults)]
-    made = (mutate(exported, fault, subject, _seed(graph, fault)) for fault in wanted)
-    return [_try(mutant, graph, evidence, asked) for mutant in made if mutant]
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = build(reference, part_name, model, target, Path(scratch))
+        if graph is None:
+            return []
+        asked = _asked(graph)
+        made = (mutate(exported, fault, subject, _seed(graph, fault)) for fault in wanted)
+        return [_try(mutant, graph, evidence, asked) for mutant in made if mutant]
 
 
-def graphs(reference: str, seed: int, out: Path) -> list[Graph]:
-    """The graphs of a recipe, trained with that seed, each with its engine."""
-    parts = Parts()
-    own = job(reference, seed, out)
-    for stage in STAGES:
+def models(reference: str, seed: int, out: Path) -> list[tuple[str, OnnxModel]]:
+    """The graphs of a recipe trained with that seed: its whole, and its parts by name."""
+    own, parts = job(reference, seed, out), Parts()
+    for stage in ("train", "export"):
         parts = stages.advance(own, stage, parts)
-    model, engine, name = parts.model, parts.engines[0], own.recipe.name
+    model = parts.model
     assert model is not None
-    return [
-        Graph(name, "", model, engine),
-        *(Graph(name, n, part(model, n), part(engine, n)) for n in sorted(model.parts)),
-    ]
+    return [("", model), *((name, part(model, name)) for name in sorted(model.parts))]
+
+
+def build(reference: str, part_name: str, model: OnnxModel, target: str, out: Path) -> Graph | None:
+    """A graph with its sound engine in `out`, whether it would pay or not; None where none holds.
+
+    It is opened the usual way of the target.
+    """
+    wanted = find_target(target)
+    out.mkdir(parents=True, exist_ok=True)
+    if wanted.precision == "fp32":
+        lowered = Lowered(backend(wanted).build(model.folder / MODEL, model.signature, wanted, out))
+    else:
+        lowered = lower(model, wanted, read_cases(model.folder), out)
+    if lowered.built is None:
+        return None
+    engine = Engine(
+        folder=out,
+        target=target,
+        parent=model.digest,
+        signature=model.signature,
+        options=lowered.built.options,
+        built_on=lowered.built.built_on,
+        files=digest_files(out, list(lowered.built.files)),
+        kept=lowered.kept,
+        parts=dict(model.parts),  # which are engines of their own, asked by themselves
+    )
+    return Graph(find(reference).name, part_name, model, engine)
 
 
 def worst(findings: Iterable[Finding], limits: Mapping[str, Limit]) -> Distance:
@@ -180,7 +216,16 @@ def _ask(
     tools = backend(wanted)
     all_refuse = dict.fromkeys((p.name for p in PEERS), True)
     try:
-        built = tools.build(folder / MODEL, graph.model.signature, wanted, folder)
+        if wanted.precision != "fp32":  # it is calibrated, as the sound one was
+            shutil.copy2(graph.model.folder / CALIBRATION_ROWS, folder)
+        built = tools.build(
+            folder / MODEL,
+            graph.model.signature,
+            wanted,
+            folder,
+            keep=graph.engine.kept,
+            scratch=folder,
+        )
         files = digest_files(folder, list(built.files))
         run = tools.open(folder, files, built.options).run
     except BuildFailed as error:

@@ -15,7 +15,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from models.errors import BuildFailed
+from models.errors import BuildFailed, first_line
 from models.signature import Arrays, Signature
 from pipeline.samples import CALIBRATION_ROWS, read_samples
 
@@ -91,22 +91,27 @@ def quantise(
         raise BuildFailed("an int8 engine needs a node in int8", got="all are kept in fp32")
     add_pre_process_metadata(graph)  # the exporter has folded what that step would fold
     nodes = [*wanted, *_between(graph, wanted)]
-    quantize_static(
-        graph,
-        out,
-        _Rows(read_samples(rows).batches(signature, _ROWS)),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=sorted({*_PRODUCTS, *_PASSING, *_JOINING}),
-        nodes_to_quantize=nodes,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={
-            "MatMulConstBOnly": True,
-            "OpTypesToExcludeOutputQuantization": list(_FLOAT_SUMS),
-        },
-        calibration_cache_path=ranges,
-    )
+    try:
+        quantize_static(
+            graph,
+            out,
+            _Rows(read_samples(rows).batches(signature, _ROWS)),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=sorted({*_PRODUCTS, *_PASSING, *_JOINING}),
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "MatMulConstBOnly": True,
+                "OpTypesToExcludeOutputQuantization": list(_FLOAT_SUMS),
+            },
+            calibration_cache_path=ranges,
+        )
+    except Exception as error:  # the library's quantiser raises what it likes, of NaN an assertion
+        raise BuildFailed(
+            "ONNX Runtime cannot quantise the graph", got=first_line(error)
+        ) from error
     rounded = onnx.load_model(out)
     _spare(rounded.graph, nodes)
     onnx.save_model(rounded, out)

@@ -25,6 +25,7 @@ from flows.mutation.workers import workers
 from models.errors import CertificateFailed, UnknownRecipe
 from models.zoo import ZOO, find
 from pipeline import verify
+from pipeline.backends import DEFAULT_TARGET
 from pipeline.faults import FAULTS
 from pipeline.peers import ONES, PEERS, RANDOM, Question, refusals
 
@@ -85,12 +86,12 @@ def test_a_person_reads_the_same(
 
 
 def test_the_page_and_the_separation_are_written(out: Path, document: dict[str, Any]) -> None:
-    page = out / "mutate" / PAGE
+    page = out / "mutate" / DEFAULT_TARGET / PAGE
     assert document["page"] == str(page)
     text = page.read_text()
     assert all(row["fault"] in text for row in document["faults"])
     assert text.count("<svg") == 3
-    separation = json.loads((out / "mutate" / SEPARATION).read_bytes())
+    separation = json.loads((out / "mutate" / DEFAULT_TARGET / SEPARATION).read_bytes())
     damaged = document["mutants"] - document["equivalent"]
     assert len(separation["damaged"]) == damaged
     (sound,) = separation["sound"]
@@ -171,8 +172,8 @@ def test_the_verdict_follows_from_the_trials(trials: list[Trial], sound: list[So
             round(refused / len(damaged), 4) if damaged else None
         )
     good = bool(damaged) and seen >= 0.95 * len(damaged) and bool(sound) and not alarms
-    assert passed({**document, "recipes": [{}]}) == good
-    assert not passed({**document, "recipes": [{"error": "not trained"}]})
+    assert passed({**document, "target": DEFAULT_TARGET, "recipes": [{}]}) == good
+    assert not passed({**document, "target": DEFAULT_TARGET, "recipes": [{"error": "not trained"}]})
 
 
 candidates = st.lists(
