@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows import RUN_FILE, certifying, experimenting, mutating, operating
+from flows import RUN_FILE, certifying, experimenting, keys, mutating, operating
 from flows.operating import run_folder
 from models.errors import BadSetting, FucinaError, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from flows.stages import Job
+    from pipeline.bundle import Bundle
 
 # Heavy imports are inside the commands: `fucina --help` answers at once.
 
@@ -222,14 +223,10 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _stage_command(stage: str, help_text: str) -> None:
-    @cli.command(stage, help=help_text)
-    @click.argument("name")
-    @targets_option
-    @job_options
+def _stage_command(stage: str, help_text: str, *options: Callable[..., Any]) -> None:
     def command(
         name: str, targets: tuple[str, ...], data: str, settings: dict[str, str], device: str,
-        out: Path, as_json: bool,
+        out: Path, as_json: bool, **more: Any,
     ) -> None:  # fmt: skip
         from flows import output, stages
         from flows.console import listener, shown
@@ -239,21 +236,41 @@ def _stage_command(stage: str, help_text: str) -> None:
         parts = stages.resumed(job, stage)
         with shown():
             made = stages.advance(job, stage, parts, listener.get()(job.recipe.name, stage))
+            bento = _bento(made.bundle, job, **more) if made.bundle else {}
         if stage == "verify" and not as_json:
             output.print_certificates(made.certificates)
         else:
-            document = output.describe_stage(job, made)
+            if bento and not as_json:
+                del bento["bento"]["packages"]  # a line for each of many
+            document = output.describe_stage(job, made) | bento
             output.print_json(document) if as_json else output.print_facts(document)
+            if stage == "package" and not as_json:
+                output.print_next([document], out)
         if stage == "verify":
             for certificate in made.certificates:
                 require(certificate)
+
+    for option in (job_options, targets_option, *options, click.argument("name")):
+        command = option(command)
+    cli.command(stage, help=help_text)(command)
+
+
+def _bento(bundle: Bundle, job: Job, *, bento: bool, base_image: str | None) -> dict[str, Any]:
+    from flows.packaging import packaged
+
+    return packaged(bundle, job.folder, base_image) if bento else {}
 
 
 _stage_command("train", "Train NAME, or take the trained model that is there.")
 _stage_command("export", "Export the trained NAME to ONNX and record its cases.")
 _stage_command("optimize", "Build the engines of the exported NAME.")
 _stage_command("verify", "Certify the engines of NAME against the original module.")
-_stage_command("package", "Package the certified engines of NAME into a bundle.")
+_stage_command(
+    "package",
+    "Package the certified engines of NAME into a bundle, and that into a Bento.",
+    click.option("--base-image", help="Of the Bento's Dockerfile, such as NAME@sha256:DIGEST."),
+    click.option("--bento/--no-bento", default=True, show_default=True, help="Build a Bento."),
+)
 
 
 @cli.command()
@@ -280,3 +297,4 @@ experimenting.register(cli, job_options, _job, _device)
 mutating.register(cli, out_option, as_json, _chosen)
 certifying.register(cli)
 operating.register(cli, out_option, as_json)
+keys.register(cli, as_json)

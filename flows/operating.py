@@ -1,4 +1,4 @@
-"""The commands `fucina serve`, `bless`, `canary` and `rollback`: what is served, and how."""
+"""The commands `fucina serve`, `bless`, `canary`, `rollback` and `versions`: what is served."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ _SERVE = (
     click.option("--workers", default=1, show_default=True, help="Processes that share the ports."),
     click.option("--target", default=DEFAULT_TARGET, show_default=True, help="Engine to run."),
     click.option("--check", is_flag=True, help="Ask every recorded case, then end."),
+    click.option(
+        "--tune", is_flag=True,
+        help="Measure processes, threads and batches here, print what to choose, then end.",
+    ),
+    click.option(
+        "--check-certificate", type=_FILE,
+        help="PEM of the certificate and key that --check shows, with --client-ca.",
+    ),
     click.option("--playground", is_flag=True, help="A web page at / to try the models with."),
     click.option(
         "--queue", default=512, show_default=True, type=click.IntRange(1),
@@ -34,6 +42,18 @@ _SERVE = (
     click.option(
         "--latency-target", default=0.0, show_default=True, type=click.FloatRange(0),
         help="Milliseconds that a batch may wait for more requests.",
+    ),
+    click.option(
+        "--longest-wait", default=5000.0, show_default=True, type=click.FloatRange(0),
+        help="Milliseconds expected until a request's turn, beyond which it is refused; 0: none.",
+    ),
+    click.option(
+        "--largest-batch", default=0, show_default=True, type=click.IntRange(0),
+        help="Rows that are answered together at most; 0 takes the fastest, which is measured.",
+    ),
+    click.option(
+        "--threads", default=0, show_default=True, type=click.IntRange(0),
+        help="Threads of an engine; 0 takes as many as it was certified with.",
     ),
     click.option(
         "--timeout", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True),
@@ -57,6 +77,10 @@ _SERVE = (
         help="Share of requests that the reference engine is asked as well.",
     ),
     click.option(
+        "--drain", default=0.0, show_default=True, type=click.FloatRange(0),
+        help="Seconds that it says not ready and still answers, once asked to end.",
+    ),
+    click.option(
         "--access-log/--no-access-log", default=True, show_default=True,
         help="A line on stderr for each request.",
     ),
@@ -71,14 +95,20 @@ def register(group: click.Group, out_option: Decorator, as_json_option: Decorato
     @_all(_SERVE)
     @out_option
     @as_json_option
-    def serve(names: tuple[str, ...], out: Path, **options: Any) -> None:
+    def serve(names: tuple[str, ...], out: Path, tune: bool, **options: Any) -> None:
         """Serve bundles over REST and gRPC until interrupted.
 
         Of a NAME the blessed bundle, which is followed, or the last one while none is blessed.
         """
+        folders = [served_folder(name, out) for name in names]
+        if tune:
+            from flows.tuning import tuned
+
+            tuned(folders, target=options["target"], as_json=options["as_json"])
+            return
         from flows.serving import serve as run_server
 
-        run_server([served_folder(name, out) for name in names], **options)
+        run_server(folders, **options)
 
     @group.command()
     @click.argument("name")
@@ -109,7 +139,10 @@ def register(group: click.Group, out_option: Decorator, as_json_option: Decorato
         from pipeline import blessed
 
         run = run_folder(name, out)
-        _told(blessed.canary(run, bundle or run / LAST, percent), as_json)
+        if percent:
+            _told(blessed.canary(run, bundle or run / LAST, percent), as_json)
+        else:
+            _told(blessed.end_canary(run), as_json)
 
     @group.command()
     @click.argument("name")
@@ -120,6 +153,36 @@ def register(group: click.Group, out_option: Decorator, as_json_option: Decorato
         from pipeline import blessed
 
         _told(blessed.rollback(run_folder(name, out)), as_json)
+
+    @group.command()
+    @click.argument("name")
+    @out_option
+    @as_json_option
+    def versions(name: str, out: Path, as_json: bool) -> None:
+        """What was blessed, tried and rolled back of NAME, by whom and when, and what stands."""
+        from flows import output
+        from pipeline.blessed import fold, read_record
+
+        run = run_folder(name, out)
+        entries = read_record(run)
+        if not entries:
+            raise MissingArtifact(
+                f"nothing of {name!r} is blessed in {out}", fix=f"run `fucina bless {name}` first"
+            )
+        history, trial = fold(entries)
+        now = {history[-1].version: "stands"} if history else {}
+        if trial:
+            now[trial.version] = f"canary, {trial.percent:g} %"
+        rows = [entry.model_dump(mode="json") for entry in entries]
+        if as_json:
+            document = {
+                "standing": history[-1].version if history else None,
+                "canary": {"version": trial.version, "percent": trial.percent} if trial else None,
+                "record": rows,
+            }
+            output.print_json(document)
+        else:
+            output.print_versions(rows, now)
 
 
 def served_folder(name: str, out: Path) -> Path:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.recipe import Recipe
-from pipeline.blessed import LAST
+from pipeline.blessed import LAST, fold, read_record
 from pipeline.bundle import Bundle
 from pipeline.certificate_text import certificate_text, operators, worst_findings
 from pipeline.compare import worst_ratio
@@ -67,6 +67,7 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
 
     manifest = bundle.manifest
     graphs = {"": bundle, **bundle.parts}
+    history, _ = fold(read_record(job.folder))
     certificates = {
         (part, target): graph.certificate(target)
         for part, graph in graphs.items()
@@ -103,6 +104,7 @@ def describe_bundle(job: Job, bundle: Bundle) -> dict[str, Any]:
         "bundle": str(job.folder / LAST),
         "version": manifest.version,
         "digest": bundle.digest,
+        "blessed": history[-1].version if history else None,
     }
 
 
@@ -275,13 +277,31 @@ def print_released(rows: list[dict[str, Any]]) -> None:
             Console().print(f"{row['name']}: {remark}", markup=False)
 
 
+def print_versions(rows: list[dict[str, Any]], now: dict[str, str]) -> None:
+    """The record of what was blessed, oldest first; `now` says what each version is at present."""
+    table = _table("when", "who", "decision", "version", "certificate", "bundle", "now")
+    last = {row["version"]: number for number, row in enumerate(rows)}
+    for number, row in enumerate(rows):
+        share = f" {row['percent']:g} %" if row["action"] == "canary" else ""
+        certificates = ", ".join(f"{t} {d[:12]}" for t, d in row["certificates"].items())
+        table.add_row(
+            row["when"][:19].replace("T", " "), row["who"], row["action"] + share, row["version"],
+            certificates, row["bundle"],
+            now.get(row["version"], "") if last[row["version"]] == number else "",
+        )  # fmt: skip
+    Console().print(table)
+
+
 def print_next(rows: list[dict[str, Any]], out: Path) -> None:
-    """What to type next: a server for the bundles of each kind, and a report."""
+    """What to type next: a server for the bundles of each kind, what to bless, and a report."""
     where = "" if out == Path("runs") else f" --out {out}"
     names: dict[str, list[str]] = {}
     for row in rows:
         names.setdefault(row["kind"], []).append(row["name"])
     lines = [f"{program()} serve {' '.join(some)}{where}" for some in names.values()]
+    for row in rows:
+        if row["blessed"] not in (None, row["version"]):  # what servers go on with until then
+            lines.append(f"{program()} bless {row['name']}{where}")
     if rows:
         lines.append(f"{program()} report {rows[0]['name']}{where}")
         print("\nnext: " + "\n      ".join(lines))

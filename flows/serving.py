@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flows.output import print_json, program, rounded
-from models.errors import ServingFailed
+from models.errors import BadSetting, ServingFailed
 from pipeline.bundle import Bundle
 from pipeline.compare import worst_ratio
-from serving.ask import ask, example
+from serving.ask import Access, ask, example
+from serving.keys import add_key
 from serving.launch import Server
 from serving.launch import serve as launch
 from serving.opening import open_bundles
+from serving.tls import pinned
 
 _LONG = ("map", "images", "latent")  # parts of an answer that are too long to print
 _SHOWN = ("class", "probability", "score", "value", "unit")  # of a prediction
@@ -31,11 +38,13 @@ def serve(
     target: str,
     check: bool,
     as_json: bool,
+    check_certificate: Path | None = None,
     **more: Any,
 ) -> None:
     """Serve bundles; with `check` ask every recorded case over both transports, and end.
 
-    Of a run's folder the blessed bundle is served, and followed.
+    Of a run's folder the blessed bundle is served, and followed: on SIGHUP at once.
+    `check_certificate` is what the check shows a server that wants one.
 
     Raises what `serving.launch.serve` raises, and `ServingFailed` when an answer is not the
     recorded one or the server ends by itself.
@@ -43,11 +52,15 @@ def serve(
     bundles = open_bundles(folders)
     names = ", ".join(bundle.manifest.name for bundle in bundles)
     print(f"starting a server for {names}", file=sys.stderr, flush=True)
-    with launch(
-        folders, host=host, port=port, grpc_port=grpc_port, target=target, **more
-    ) as server:
+    checking = _checkable(more, check_certificate) if check else nullcontext((more, Access()))
+    with (
+        checking as (settings, access),
+        launch(
+            folders, host=host, port=port, grpc_port=grpc_port, target=target, **settings
+        ) as server,
+    ):
         if check:
-            rows = [_check(server, bundle, target) for bundle in bundles]
+            rows = [_check(server, bundle, target, access) for bundle in bundles]
             where = {"rest": server.http, "grpc": server.grpc}
             if as_json:
                 print_json({**where, "models": rows})
@@ -61,6 +74,9 @@ def serve(
         else:
             print(f"serving {names}: REST at {server.http}, gRPC at {server.grpc}; Ctrl-C ends it")
         sys.stdout.flush()
+        # From a terminal it says that the terminal is gone, and with it who wanted the server.
+        if not (sys.stdin and sys.stdin.isatty()):
+            signal.signal(signal.SIGHUP, lambda *_: server.look())
         try:
             code = server.wait()
         except KeyboardInterrupt:
@@ -69,10 +85,32 @@ def serve(
         raise ServingFailed("the server ended by itself", got=f"exit code {code}")
 
 
-def _check(server: Server, bundle: Bundle, target: str) -> dict[str, Any]:
+@contextmanager
+def _checkable(
+    more: dict[str, Any], certificate: Path | None
+) -> Iterator[tuple[dict[str, Any], Access]]:
+    """The settings of a server that is checked and ended, and how it is to be asked."""
+    if more.get("client_ca") and certificate is None:
+        raise BadSetting(
+            "the server would want a certificate of the check",
+            fix="give --check-certificate, a PEM file of a certificate and its key",
+        )
+    access = Access(ca=more.get("tls_certificate"), certificate=certificate)
+    if not more.get("api_keys"):
+        yield more, access
+        return
+    # Nobody knows the keys any more. This one serves for this server, and goes with its file.
+    with TemporaryDirectory(prefix="fucina-") as scratch:
+        keys = Path(scratch) / "keys.json"
+        keys.write_bytes(more["api_keys"].read_bytes())
+        key = add_key(keys, f"check-{token_hex(8)}")
+        yield more | {"api_keys": keys}, replace(access, api_key=key)
+
+
+def _check(server: Server, bundle: Bundle, target: str, access: Access) -> dict[str, Any]:
     name = bundle.manifest.name
     row: dict[str, Any] = {"name": name, "version": bundle.manifest.version}
-    for transport, findings in ask(server.http, server.grpc, bundle, target).items():
+    for transport, findings in ask(server.http, server.grpc, bundle, target, access).items():
         failed = [finding for finding in findings if not finding.passed]
         if failed or not findings:
             first = failed[0] if failed else None
@@ -87,18 +125,22 @@ def _check(server: Server, bundle: Bundle, target: str) -> dict[str, Any]:
         }
     route, request = example(bundle)
     row["request"] = f"POST {server.http}{route}"
-    answer = _post(f"{server.http}{route}", request)
+    answer = _post(f"{server.http}{route}", request, access)
     for name in _LONG:
         answer.pop(name, None)
     row["answer"] = answer
     return row
 
 
-def _post(address: str, document: object) -> dict[str, Any]:
-    request = urllib.request.Request(
-        address, json.dumps(document).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+def _post(address: str, document: object, access: Access) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    if access.api_key:
+        headers["Authorization"] = f"Bearer {access.api_key}"
+    tls = pinned(access.ca) if access.ca else None
+    if tls and access.certificate:
+        tls.load_cert_chain(access.certificate)
+    request = urllib.request.Request(address, json.dumps(document).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60, context=tls) as answer:
         return json.load(answer)
 
 

@@ -24,6 +24,7 @@ FucinaError                 one line: what, got, expected, how to fix it (exit c
     ├── Unauthenticated     401, UNAUTHENTICATED
     ├── Forbidden           403, PERMISSION_DENIED
     ├── UnknownModel        404, NOT_FOUND
+    ├── WrongMediaType      415, INVALID_ARGUMENT
     ├── TooMany             429, RESOURCE_EXHAUSTED: of one client at a time
     ├── Unsupported         501, UNIMPLEMENTED
     ├── NotReady            503, UNAVAILABLE
@@ -129,6 +130,9 @@ class Forbidden(RequestError): ...
 
 
 class UnknownModel(RequestError): ...
+
+
+class WrongMediaType(RequestError): ...
 
 
 class TooMany(RequestError): ...

@@ -299,7 +299,8 @@ def _names(names: list[str]) -> str:
 
 def _check_tensor(spec: TensorSpec, array: np.ndarray, sizes: Sizes) -> None:
     where = f"input {spec.name!r}"
-    if array.dtype.name != spec.dtype:
+    # Equal as objects at once; a dtype's name is put together anew each time it is asked for.
+    if array.dtype != spec.dtype:
         raise BadInput(f"{where} has a wrong dtype", got=array.dtype.name, expected=spec.dtype)
     if array.ndim != len(spec.shape):
         raise BadInput(f"{where} has a wrong shape", got=list(array.shape), expected=str(spec))
@@ -323,7 +324,11 @@ def _check_tensor(spec: TensorSpec, array: np.ndarray, sizes: Sizes) -> None:
                 expected=sizes[wanted.name],
             )
     # min and max carry a NaN through and need no array of booleans.
-    if spec.floating and array.size and not np.isfinite([array.min(), array.max()]).all():
+    if (
+        spec.floating
+        and array.size
+        and not (math.isfinite(array.min()) and math.isfinite(array.max()))
+    ):
         bad = int(array.size - np.isfinite(array).sum())
         raise BadInput(
             f"{where} holds values that are not finite",

@@ -1,4 +1,9 @@
-"""Blessed: which bundles of a model are to be served, as a record that only grows."""
+"""Blessed: which bundles of a model are to be served, as a record that only grows.
+
+Each decision is one line of JSON, written under a lock and synced before it counts. A last line
+without its end was cut off by a crash: it never counted, and the next decision takes its place.
+The history folds like a stack: a blessing goes on top, a rollback takes the top away.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,8 @@ Action = Literal["bless", "rollback", "canary"]
 class Entry(BaseModel):
     """One decision: which version is served from then on, or to a share of requests beside it.
 
-    `bundle` is relative to the record's folder where it lies inside. A canary of 0 percent ends it.
+    `bundle` is relative to the record's folder where it lies inside. `previous` is where a rollback
+    would lead from there. A canary of 0 percent ends it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,21 +48,41 @@ class Entry(BaseModel):
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A bundle that is to be served; of a blessed one the version and the digest it must have."""
+
+    folder: Path
+    version: str = ""
+    digest: str = ""
+
+    def check(self, bundle: Bundle) -> None:
+        """Raise `BundleError` for a bundle that is not the one that was blessed."""
+        found = bundle.digest  # read now, before the folder can change
+        if self.digest and found != self.digest:
+            raise BundleError(
+                f"{self.folder} is not the bundle that was blessed",
+                got=f"sha256 {found[:12]}",
+                expected=f"sha256 {self.digest[:12]}",
+                fix="bless it again, or roll back",
+            )
+
+
+@dataclass(frozen=True)
 class Standing:
     """The bundle that is served, and one that a share of the requests gets instead."""
 
-    bundle: Path
-    canary: Path | None = None
+    bundle: Chosen
+    canary: Chosen | None = None
     percent: float = 0.0
 
 
 def read_record(run: Path) -> list[Entry]:
     """Every decision so far, oldest first; raises `BundleError` for a line that is none."""
     path = run / RECORD
-    if not path.is_file():
-        return []
+    # What follows the last line's end is no decision yet, or was never to become one.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     entries = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             entries.append(Entry.model_validate_json(line))
         except ValidationError as error:
@@ -69,112 +95,178 @@ def read_record(run: Path) -> list[Entry]:
 def standing(run: Path) -> Standing:
     """What a run folder says is to be served: the blessed bundle, or the last while none is.
 
-    Raises `MissingArtifact` when there is neither.
+    Raises `MissingArtifact` when there is neither, and `BundleError` for a record that cannot be.
     """
-    current, canary = _fold(read_record(run))
-    if current is None:
+    history, trial = fold(read_record(run))
+    if not history:
         if not (run / LAST).exists():
             raise MissingArtifact(
                 f"{run} has no bundle", fix=f"run `fucina run {run.name}` first, or give --out"
             )
-        folder = (run / LAST).resolve()
-    else:
-        folder = run / current.bundle
-    if canary is None:
-        return Standing(folder)
-    return Standing(folder, run / canary.bundle, canary.percent)
+        return Standing(Chosen((run / LAST).resolve()))
+    current = _chosen(run, history[-1])
+    return Standing(current, _chosen(run, trial), trial.percent) if trial else Standing(current)
+
+
+def fold(entries: list[Entry]) -> tuple[list[Entry], Entry | None]:
+    """The blessings that stand, each over the one a rollback leads to, and the canary's entry.
+
+    Raises `BundleError` for a rollback to what was not there.
+    """
+    history: list[Entry] = []
+    trial = None
+    for number, entry in enumerate(entries, 1):
+        if entry.action == "canary":
+            trial = entry if entry.percent else None
+            continue
+        trial = None
+        if entry.action == "rollback":
+            if len(history) < 2 or history[-2].version != entry.version:
+                raise BundleError(
+                    f"decision {number} of the record goes back to what was not there",
+                    got=entry.version,
+                    expected=history[-2].version if len(history) > 1 else "no rollback",
+                )
+            history.pop()
+        elif history and history[-1].version == entry.version:
+            history[-1] = entry
+        else:
+            history.append(entry)
+    return history, trial
 
 
 def bless(run: Path, folder: Path) -> Entry:
     """Serve this bundle from now on; ends a canary.
 
-    Raises what `open_bundle` raises, and `CertificateFailed` unless every engine is certified.
+    Raises what `open_bundle` raises, `CertificateFailed` unless every engine is certified, and
+    `BadSetting` for another model's bundle or for a version that was blessed with other content.
     """
-    return _append(run, "bless", open_bundle(folder))
+    bundle = open_bundle(folder)
+    with _locked(run) as record:
+        entries = read_record(run)
+        history, _ = fold(entries)
+        if history and history[-1].version == bundle.manifest.version:
+            history.pop()  # blessed again, it is still over the same one
+        previous = history[-1].version if history else None
+        return _append(record, _entry(run, "bless", bundle, entries, previous))
 
 
 def canary(run: Path, folder: Path, percent: float) -> Entry:
     """Give this share of the requests to a bundle beside the one that is served.
 
-    Raises what `bless` raises, and `BadSetting` when it is the one that is served.
+    Raises what `bless` raises, `MissingArtifact` when none is blessed, and `BadSetting` when it is
+    the one that is served or the share is none.
     """
-    return _append(run, "canary", open_bundle(folder), percent)
-
-
-def rollback(run: Path) -> Entry:
-    """Serve what was served before the current one; a canary is ended first.
-
-    Raises `MissingArtifact` when nothing was.
-    """
-    entries = read_record(run)
-    current, trial = _fold(entries)
-    if current is None:
-        raise MissingArtifact(f"{run.name!r} has no blessed bundle to go back from")
-    if trial is not None:
-        return _append(run, "canary", open_bundle(run / trial.bundle), 0.0)
-    earlier = {entry.version: entry for entry in entries if entry.action != "canary"}
-    if current.previous is None or current.previous not in earlier:
-        raise MissingArtifact(
-            f"{run.name!r} has no bundle before {current.version!r} to go back to"
-        )
-    return _append(run, "rollback", open_bundle(run / earlier[current.previous].bundle))
-
-
-def _fold(entries: list[Entry]) -> tuple[Entry | None, Entry | None]:
-    """The entry that is served and that of a canary, after all decisions."""
-    current = trial = None
-    for entry in entries:
-        if entry.action == "canary":
-            trial = entry if entry.percent else None
-        else:
-            current, trial = entry, None
-    return current, trial
-
-
-def _append(run: Path, action: Action, bundle: Bundle, percent: float = 100.0) -> Entry:
-    certificates = {name: bundle.certificate(name).digest for name in bundle.manifest.engines}
+    if not 0 < percent <= 100:
+        raise BadSetting("a canary needs a share", got=percent, expected="over 0, to 100 percent")
+    bundle = open_bundle(folder)
     with _locked(run) as record:
         entries = read_record(run)
-        current, _ = _fold(entries)
-        version = bundle.manifest.version
-        if action == "canary" and current is None:
+        history, _ = fold(entries)
+        if not history:
             raise MissingArtifact(
                 f"{run.name!r} has no blessed bundle beside which to try another",
                 fix=f"run `fucina bless {run.name}` first",
             )
-        if action == "canary" and current and current.version == version:
+        version = bundle.manifest.version
+        if history[-1].version == version:
             raise BadSetting(f"version {version!r} is the one that is served already")
-        folder = bundle.folder.resolve()
-        inside = folder.is_relative_to(run.resolve())
-        entry = Entry(
-            action=action,
-            version=version,
-            bundle=str(folder.relative_to(run.resolve()) if inside else folder),
-            digest=bundle.digest,
-            certificates=certificates,
-            previous=_previous(entries, action, version),
-            percent=percent,
-            who=getpass.getuser(),
-            when=datetime.now(UTC),
+        entry = _entry(run, "canary", bundle, entries, history[-1].version, percent)
+        return _append(record, entry)
+
+
+def end_canary(run: Path) -> Entry:
+    """Serve the blessed bundle alone again; raises `MissingArtifact` when there is no canary."""
+    with _locked(run) as record:
+        _, trial = fold(read_record(run))
+        if trial is None:
+            raise MissingArtifact(f"{run.name!r} has no canary to end")
+        return _append(record, _repeated(trial, percent=0.0))
+
+
+def rollback(run: Path) -> Entry:
+    """Serve what was served before the current one; while there is a canary, only end that.
+
+    Raises `MissingArtifact` when nothing was, and what `open_bundle` raises, or `BundleError`, for
+    a bundle that is not there any more as it was blessed.
+    """
+    with _locked(run) as record:
+        history, trial = fold(read_record(run))
+        if trial is not None:  # whose bundle need not even be there any more
+            return _append(record, _repeated(trial, percent=0.0))
+        if len(history) < 2:
+            before = f" before {history[-1].version!r}" if history else ""
+            raise MissingArtifact(f"{run.name!r} has no blessed bundle{before} to go back to")
+        earlier = history[-2]
+        chosen = _chosen(run, earlier)
+        chosen.check(open_bundle(chosen.folder))
+        return _append(record, _repeated(earlier, action="rollback", percent=100.0))
+
+
+def _entry(
+    run: Path,
+    action: Action,
+    bundle: Bundle,
+    entries: list[Entry],
+    previous: str | None,
+    percent: float = 100.0,
+) -> Entry:
+    name, version = bundle.manifest.name, bundle.manifest.version
+    if name != run.resolve().name:
+        raise BadSetting(
+            f"a bundle of {name!r} cannot be served as {run.resolve().name!r}",
+            fix="bless it in its own run's folder",
         )
-        os.write(record, entry.model_dump_json().encode() + b"\n")
-        os.fsync(record)
-        return entry
-
-
-def _previous(entries: list[Entry], action: Action, version: str) -> str | None:
-    """The version to which a rollback would lead from here."""
-    current, _ = _fold(entries)
-    if current is None:
-        return None
-    if action == "canary":
-        return current.version
-    if action == "bless":
-        return current.version if current.version != version else current.previous
-    # Back at a version means back at what came before it then.
-    return next(
-        e.previous for e in reversed(entries) if e.version == version and e.action != "canary"
+    if any(e.version == version and e.digest != bundle.digest for e in entries):
+        raise BadSetting(
+            f"version {version!r} of {name!r} was blessed with other content",
+            fix="package it again, which gives it a version of its own",
+        )
+    folder = bundle.folder.resolve()
+    inside = folder.is_relative_to(run.resolve())
+    return Entry(
+        action=action,
+        version=version,
+        bundle=str(folder.relative_to(run.resolve()) if inside else folder),
+        digest=bundle.digest,
+        certificates={name: bundle.certificate(name).digest for name in bundle.manifest.engines},
+        previous=previous,
+        percent=percent,
+        who=_who(),
+        when=datetime.now(UTC),
     )
+
+
+def _repeated(entry: Entry, **changes: object) -> Entry:
+    return entry.model_copy(update={"who": _who(), "when": datetime.now(UTC)} | changes)
+
+
+def _chosen(run: Path, entry: Entry) -> Chosen:
+    return Chosen(run / entry.bundle, entry.version, entry.digest)
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        return str(os.getuid())
+
+
+def _append(record: int, entry: Entry) -> Entry:
+    """Write a decision where the last whole one ends."""
+    size = os.fstat(record).st_size
+    end = os.pread(record, size, 0).rfind(b"\n") + 1
+    os.ftruncate(record, end)
+    line = entry.model_dump_json().encode() + b"\n"
+    written = 0
+    try:
+        while written < len(line):
+            written += os.write(record, line[written:])
+        os.fsync(record)
+    except OSError:  # no room: a decision is there whole or not at all
+        os.ftruncate(record, end)
+        raise
+    return entry
 
 
 @contextmanager
@@ -183,9 +275,19 @@ def _locked(run: Path) -> Iterator[int]:
     import fcntl
 
     run.mkdir(parents=True, exist_ok=True)
-    record = os.open(run / RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    record = os.open(run / RECORD, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         fcntl.flock(record, fcntl.LOCK_EX)
         yield record
+        _sync_folder(run)
     finally:
         os.close(record)
+
+
+def _sync_folder(run: Path) -> None:
+    """A record that is new must be found in its folder after a crash as well."""
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

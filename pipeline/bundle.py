@@ -38,6 +38,7 @@ from pipeline.values import (
     OnnxModel,
 )
 
+_THREADS = "intra_op_threads"  # the option of an engine that says how many
 Value = TypeVar("Value", bound=BaseModel)
 
 SCHEMA = 1
@@ -154,11 +155,29 @@ class Bundle:
             )
         return certificate
 
-    def open_engine(self, name: str = DEFAULT_TARGET) -> Session:
-        """Open a certified engine exactly as its certificate says it was opened."""
-        self.certificate(name)
-        engine = self.engine(name)
-        return backend(target(name)).open(engine.folder, engine.files, engine.options)
+    def open_engine(self, name: str = DEFAULT_TARGET, threads: int = 0) -> Session:
+        """Open a certified engine exactly as its certificate says it was opened.
+
+        Other `threads` are for who then replays the cases. Raises `CertificateFailed`.
+        """
+        options, engine = self.options(name, threads), self.engine(name)
+        return backend(target(name)).open(engine.folder, engine.files, options)
+
+    def options(self, name: str = DEFAULT_TARGET, threads: int = 0) -> dict[str, Any]:
+        """The options that a certified engine is opened with.
+
+        With `threads` other than its own only where its certificate asked whether they matter.
+        Raises `CertificateFailed`.
+        """
+        certificate, options = self.certificate(name), self.engine(name).options
+        if threads in (0, options.get(_THREADS)):
+            return options
+        if not any(finding.check == "threads" for finding in certificate.findings):
+            raise CertificateFailed(
+                f"engine {name!r} of bundle {self.manifest.name!r} is not certified for other "
+                "threads", got=threads, expected=options.get(_THREADS),
+            )  # fmt: skip
+        return {**options, _THREADS: threads}
 
     def unpack(self, name: str, out: Path) -> tuple[OnnxModel, Engine]:
         """The graph and the engine of a target in `out`, laid out as they were before packaging.

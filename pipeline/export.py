@@ -47,7 +47,7 @@ _OPSETS = range(17, 21)
 _ANSWERED = 1024  # rows of which a part's answers are the next one's samples
 # Of rows apart from the cases, at most.
 _CALIBRATION = 256
-_VALIDATION = 256
+_VALIDATION = 1024
 _HELD_OUT = 1024
 
 

@@ -14,13 +14,11 @@ from pipeline.artifacts import (
     digest_files,
     digest_json,
     save,
-    write_bytes,
 )
 from pipeline.bundle import (
     CASES,
     ENGINES,
     MANIFEST,
-    SERVICES,
     Bundle,
     Manifest,
     open_bundle,
@@ -47,18 +45,6 @@ from pipeline.verify import require
 
 CARD = "card.md"
 REPORT = "report.html"
-BENTOFILE = "bentofile.yaml"
-
-# So that `bentoml build BUNDLE` works: the bundle is the data, this distribution the code.
-_BENTOFILE = """\
-service: "{service}"
-name: "{name}"
-description: "file: ./card.md"
-include: ["**"]
-python:
-  packages: ["fucina[cpu,serve]=={version}"]
-  lock_packages: false
-"""
 
 
 def package(
@@ -91,9 +77,6 @@ def package(
     check_files(trained.folder, trained.files)
     shutil.copy2(trained.folder / CODEC, out / CODEC)
     version = metadata.version("fucina")
-    if service := SERVICES.get(recipe.kind):
-        text = _BENTOFILE.format(service=service, name=recipe.name, version=version)
-        write_bytes(out / BENTOFILE, text.encode())
     certificates = [c for _, c in engines]
     own = [part(c, name) for c in certificates for name in model.parts]
     write_card(recipe, trained, [*certificates, *own], out / CARD)

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
-from models.errors import ServingFailed
+from models.errors import BadInput, FucinaError
 from models.signature import Arrays, Axis, TensorSpec
 from pipeline.backends import DEFAULT_TARGET, Session
 from pipeline.bundle import Bundle, Finding
 from pipeline.cases import GREEDY, HELD_OUT, NONFINITE
-from serving.inference_messages import HEADER_LENGTH
-from serving.inference_proto import MESSAGES, SERVICE
-from serving.tensors import DATATYPES, datatype, to_bytes
+from serving.client import Client
+from serving.client_grpc import GrpcClient
+from serving.client_messages import write_question
 
-_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
-_TIMEOUT = 60.0
+
+@dataclass(frozen=True)
+class Access:
+    """What a server wants of who asks it: fields of `Client`."""
+
+    api_key: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
 
 
 def ask(
-    http: str, grpc_address: str, bundle: Bundle, target: str = DEFAULT_TARGET
+    http: str,
+    grpc_address: str,
+    bundle: Bundle,
+    target: str = DEFAULT_TARGET,
+    access: Access = Access(),  # frozen
 ) -> dict[str, list[Finding]]:
     """Findings for "REST" and "gRPC": each recorded case against the certificate's limits.
 
@@ -37,7 +43,7 @@ def ask(
     """
     found: dict[str, list[Finding]] = {}
     for one in (bundle, *bundle.parts.values()):
-        with sessions(http, grpc_address, one) as over:
+        with sessions(http, grpc_address, one, access) as over:
             for transport, session in over.items():
                 findings = one.replay(session, target, sequences=False)
                 found.setdefault(transport, []).extend(findings)
@@ -45,11 +51,28 @@ def ask(
 
 
 @contextmanager
-def sessions(http: str, grpc_address: str, bundle: Bundle) -> Iterator[dict[str, Session]]:
-    """A served model as a session over "REST" and one over "gRPC"."""
-    name = bundle.manifest.name
-    with _grpc_session(grpc_address, name) as over_grpc:
-        yield {"REST": _RestSession(http, name), "gRPC": over_grpc}
+def sessions(
+    http: str,
+    grpc_address: str,
+    bundle: Bundle,
+    access: Access = Access(),  # frozen
+) -> Iterator[dict[str, Session]]:
+    """A served model as a session over "REST" and one over "gRPC", each asked once."""
+    name, how = bundle.manifest.name, vars(access)
+    with (
+        Client(http, retries=0, **how) as rest,
+        GrpcClient(grpc_address, retries=0, **how) as over_grpc,
+    ):
+        yield {"REST": _Session(rest, name), "gRPC": _Session(over_grpc, name)}
+
+
+@dataclass(frozen=True)
+class _Session:
+    client: Client | GrpcClient
+    model: str
+
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        return self.client.infer(self.model, inputs)
 
 
 def ask_too_much(http: str, grpc_address: str, bundle: Bundle) -> list[Finding]:
@@ -93,13 +116,9 @@ def _refusal(session: Session, inputs: Arrays) -> str | None:
     """None when the service says that the input is bad, else what it says instead."""
     try:
         session.run(inputs)
-    except ServingFailed as error:
-        cause = error.__cause__
-        bad = isinstance(cause, urllib.error.HTTPError) and cause.code == HTTPStatus.BAD_REQUEST
-        return None if bad else str(error)
-    except grpc.RpcError as error:
-        code = error.code()
-        return None if code is grpc.StatusCode.INVALID_ARGUMENT else f"gRPC answered {code.name}"
+    except FucinaError as error:
+        # Not one of its kinds: a body that is too large is no bad input to the model.
+        return None if type(error) is BadInput else f"{type(error).__name__}: {error}"
     return "the service answered"
 
 
@@ -129,74 +148,7 @@ def example(bundle: Bundle) -> tuple[str, dict[str, Any]]:
     return "/predict", {"model": name, "inputs": first}
 
 
-@dataclass(frozen=True)
-class _RestSession:
-    address: str
-    model: str
-
-    def run(self, inputs: Mapping[str, Any]) -> Arrays:
-        header = json.dumps(
-            {
-                "inputs": [
-                    _describe(n, a) | {"parameters": {"binary_data_size": a.nbytes}}
-                    for n, a in inputs.items()
-                ],
-                "parameters": {"binary_data_output": True},
-            }
-        ).encode()
-        body = b"".join([header, *(to_bytes(array) for array in inputs.values())])
-        request = urllib.request.Request(
-            f"{self.address}/v2/models/{self.model}/infer",
-            body,
-            {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                raw, length = response.read(), int(response.headers[HEADER_LENGTH])
-        except urllib.error.HTTPError as error:
-            raise ServingFailed(f"REST answered {error.code}: {error.read()[:300]!r}") from error
-        arrays: Arrays = {}
-        for output in json.loads(raw[:length])["outputs"]:
-            size = output["parameters"]["binary_data_size"]
-            arrays[output["name"]] = _array(output, raw[length : length + size])
-            length += size
-        return arrays
-
-
-@dataclass(frozen=True)
-class _GrpcSession:
-    call: Any
-    model: str
-
-    def run(self, inputs: Mapping[str, Any]) -> Arrays:
-        request = MESSAGES["ModelInferRequest"](
-            model_name=self.model,
-            inputs=[_describe(name, array) for name, array in inputs.items()],
-            raw_input_contents=[to_bytes(array) for array in inputs.values()],
-        )
-        response = self.call(request, timeout=_TIMEOUT)
-        outputs = zip(response.outputs, response.raw_output_contents, strict=True)
-        return {
-            o.name: _array({"datatype": o.datatype, "shape": list(o.shape)}, raw)
-            for o, raw in outputs
-        }
-
-
-@contextmanager
-def _grpc_session(address: str, model: str) -> Iterator[Session]:
-    with grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
-        call = channel.unary_unary(
-            f"/{SERVICE}/ModelInfer",
-            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
-            response_deserializer=MESSAGES["ModelInferResponse"].FromString,
-        )
-        yield _GrpcSession(call, model)
-
-
-def _describe(name: str, array: np.ndarray) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
-
-
-def _array(described: Mapping[str, Any], raw: bytes) -> np.ndarray:
-    dtype = np.dtype(_DTYPES[described["datatype"]]).newbyteorder("<")
-    return np.frombuffer(raw, dtype).reshape(described["shape"])
+def encode(inputs: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """The JSON of an inference request, and its body: that, then the tensors in binary."""
+    header, pieces = write_question(inputs)
+    return header, b"".join([header, *pieces])

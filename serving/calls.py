@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
-import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
+
+from models.errors import Forbidden
 
 
 @dataclass(slots=True)
@@ -13,19 +16,25 @@ class Call:
     """What is known of a request while it is answered; filled in as it goes.
 
     `route` is a template such as `/v2/models/{model}/infer` or a method's name, never what a client
-    made up; `client` is a key's name, or else the peer's address; `code` is an HTTP status or the
-    name of a gRPC code.
+    made up; `client` is a key's name, or else the peer's address; `models` are those that a key may
+    ask, or None; `code` is an HTTP status or the name of a gRPC code.
     """
 
     transport: str  # http or grpc
     route: str = ""
     id: str = ""
     client: str = ""
+    models: tuple[str, ...] | None = None
     model: str = ""
     version: str = ""
     code: str = ""
     received: int = 0
     sent: int = 0
+    rows: int = 0  # of the batch that it was answered with
+    queued: float = 0.0  # seconds until that batch began
+    engine: float = 0.0  # seconds that it took
+    trace: str = ""  # its trace's id, where calls are traced
+    span: Any = None
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -35,11 +44,17 @@ CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 def new_id() -> str:
     """An id for a request that came without one."""
-    return uuid.uuid4().hex
+    # It names a request and protects nothing: no system call for it.
+    return f"{random.getrandbits(128):032x}"
 
 
 def note_model(name: str, version: str) -> None:
-    """Say which model and version answers the current call, if there is one."""
+    """Say which model and version answers the current call, if there is one.
+
+    Raises `Forbidden` for a model, or a part of one, that the call's key may not ask.
+    """
     call = CALL.get()
     if call is not None:
+        if call.models is not None and not {name, name.rpartition(".")[0]} & {*call.models}:
+            raise Forbidden(f"this key may not ask model {name!r}")
         call.model, call.version = name, version

@@ -105,7 +105,9 @@ class Classification:
             wanted = chosen.codec.image
             if wanted is None:
                 raise BadInput(f"model {chosen.name!r} takes no picture", expected="POST /predict")
-            pixels = await asyncio.to_thread(read_image, image, wanted, invert=invert)
+            pixels = await asyncio.to_thread(
+                read_image, image, wanted, invert=invert, largest=chosen.largest_pixels
+            )
             return respond(chosen, await chosen.predict({wanted.name: pixels}), [])
 
         return await answered(answer())

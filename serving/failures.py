@@ -19,6 +19,7 @@ from models.errors import (
     Unauthenticated,
     UnknownModel,
     Unsupported,
+    WrongMediaType,
 )
 
 logger = logging.getLogger("fucina.serving")
@@ -39,12 +40,15 @@ FAILURES: dict[type[RequestError], Failure] = {
     Unauthenticated: Failure(401, grpc.StatusCode.UNAUTHENTICATED),
     Forbidden: Failure(403, grpc.StatusCode.PERMISSION_DENIED),
     UnknownModel: Failure(404, grpc.StatusCode.NOT_FOUND),
+    WrongMediaType: Failure(415, grpc.StatusCode.INVALID_ARGUMENT),
     TooMany: Failure(429, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=1),
     Unsupported: Failure(501, grpc.StatusCode.UNIMPLEMENTED),
     NotReady: Failure(503, grpc.StatusCode.UNAVAILABLE, retry_after=5),
     Overloaded: Failure(503, grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after=1),
     TimedOut: Failure(504, grpc.StatusCode.DEADLINE_EXCEEDED),
 }
+# Of an error's text, which says back what was sent: names that nobody has may be of any length.
+LONGEST = 1000
 INTERNAL = Failure(500, grpc.StatusCode.INTERNAL)
 
 
@@ -52,6 +56,7 @@ def failure(error: Exception) -> tuple[Failure, str]:
     """The answer to an error and its text; what is not the request's fault is logged, not told."""
     for kind in type(error).__mro__:
         if kind in FAILURES:
-            return FAILURES[kind], str(error)
+            text = str(error)
+            return FAILURES[kind], text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
     logger.error("a request failed", exc_info=error)
     return INTERNAL, "internal error: the server's log has its cause"

@@ -8,10 +8,11 @@ from typing import Any
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.errors import BadInput
+from models.errors import BadInput, first_line
 from serving.inference_messages import parse_json
 from serving.inference_rest import failed
 from serving.predictor import Models
@@ -90,8 +91,9 @@ async def read_form(request: Request, upload: str, known: Mapping[str, ReadText]
                 # BentoML's own client writes text as JSON, in quotes that no value has.
                 fields[name] = known[name](name, str(form[name]).strip('"'))
             return fields
-    except HTTPException as error:
-        raise BadInput("the form cannot be read", got=error.detail, expected=wanted) from error
+    except (HTTPException, MultiPartException) as error:  # Starlette's, inside a route and outside
+        got = getattr(error, "detail", None) or first_line(error)
+        raise BadInput("the form cannot be read", got=got, expected=wanted) from error
 
 
 def as_text(name: str, value: str) -> str:

@@ -1,54 +1,70 @@
 """The one entrance for HTTP: counts, admits and bounds every request, and then lets it go its way.
 
-The protocol's requests are answered here, without a framework between. BentoML's own routes stay
-behind its middlewares, with a timer that is cancelled: its own timeout keeps every request's timer
-for a minute. Unknown paths reach its router at once, for its metrics take each raw path for a
-label, so that random URLs make endless series.
+The protocol's requests and the typed ones are answered here, without a framework between: BentoML's
+own path costs a request several times what a small engine takes. Its other routes stay behind its
+middlewares, but for a timeout that keeps every request's timer for a minute. Unknown paths reach
+its router at once, for its metrics take each raw path for a label, so that random URLs make endless
+series.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import bentoml
+from bentoml import Service, get_current_service
 from starlette.applications import Starlette
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import BadInput, TimedOut, TooLarge
+from models.errors import TimedOut
+from serving import playground_routes
+from serving.bodies import Lines, pack, read_body
 from serving.calls import CALL, Call, new_id
-from serving.inference_rest import Answer, Match, match, refused
+from serving.connections import bound_connections
+from serving.inference_rest import Answer, Match, match, refused, wrong_method
+from serving.openapi import PATH, document
+from serving.settings import read_settings
+from serving.typed_routes import Endpoint, typed_routes
 
 if TYPE_CHECKING:
     from serving.runtime import Runtime
 
 T = TypeVar("T")
-# The extension of a scope that sends past BentoML's middlewares, which trace each piece of a body.
-BARE_SEND = "fucina.send"
 REQUEST_ID = b"x-request-id"
+_CLOSE = (b"connection", b"close")
 _LONGEST_ID = 128
 _REPLACED = "TimeoutMiddleware"
 _READINESS = "readyz"
+_WITH_BODY = ("POST", "PUT", "PATCH")
 
 
-class FrontedService(bentoml.Service[T]):
+class FrontedService(Service[T]):
     """A BentoML service behind a front; given to `bentoml.service` as its `service_class`."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
-        return front(super().to_asgi(is_main), served)  # pyright: ignore[reportArgumentType]
+        bound_connections(read_settings(os.environ, Path()).timeout)
+        return front(super().to_asgi(is_main), served, self)  # pyright: ignore[reportArgumentType]
 
 
 def served() -> Runtime:
     """The runtime of the service instance that BentoML made in this process."""
-    return bentoml.get_current_service().runtime
+    return get_current_service().runtime
 
 
-def front(app: Starlette, find: Callable[[], Runtime]) -> ASGIApp:
-    """The ASGI application that is served, over BentoML's `app`; each request asks `find`."""
+def front(
+    app: Starlette, find: Callable[[], Runtime], service: Service[Any] | None = None
+) -> ASGIApp:
+    """The ASGI application that is served, over BentoML's `app` of `service`.
+
+    Each request asks `find` for the runtime.
+    """
     app.user_middleware = [
         middleware
         for middleware in app.user_middleware
@@ -57,146 +73,141 @@ def front(app: Starlette, find: Callable[[], Runtime]) -> ASGIApp:
     routes = app.router.routes
     # BentoML says ready when its process is; ours says when the models are.
     routes[:] = [route for route in routes if getattr(route, "name", "") != _READINESS]
-    own = {route.path for route in routes if isinstance(route, Route)}
+    typed = typed_routes(service) if service else {}
+    own = {PATH, *(route.path for route in routes if isinstance(route, Route))}
     bare = ExceptionMiddleware(app.router)
-
-    async def pass_on(call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        runtime = find()
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            body = await _body(call, scope, receive, runtime.settings.largest_body)
-            receive = _replay(body, receive)
-        if call.route:
-            scope.setdefault("extensions", {})[BARE_SEND] = send
-            await _within(runtime.settings.timeout, app, scope, receive, send)
-        else:
-            await bare(scope, receive, send)
-
-    async def answer(found: Match, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        runtime = find()
-        body = b""
-        if scope["method"] == "POST":
-            body = await _body(call, scope, receive, runtime.settings.largest_body)
-        try:
-            async with asyncio.timeout(runtime.settings.timeout):
-                said = await found.handler(runtime, found.parameters, scope["headers"], body)
-        except TimeoutError:
-            raise _late(runtime.settings.timeout) from None
-        await _send(said, send)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        runtime, path = find(), scope["path"]
-        found = match(scope["method"], path)
+        runtime, method, path, peer = find(), scope["method"], scope["path"], scope.get("client")
+        header: Lines = dict(scope["headers"])
+        found = match(method, path)
+        if found is None and runtime.settings.playground:
+            found = playground_routes.match(method, path)
         route = found.route if found else path if path in own else ""
-        peer = scope.get("client")
-        call = Call("http", route, id=_id(scope), client=peer[0] if peer else "")
+        call = Call("http", route, id=_id(header), client=peer[0] if peer else "")
         CALL.set(call)
-        begun = False
-
-        async def counted(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                call.code = str(message["status"])
-                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, call.id.encode())]
-            else:
-                call.sent += len(message.get("body", b""))
-            await send(message)
-
-        runtime.telemetry.begin(call)
+        reply = _Reply(call, send, closing=runtime.draining)
+        runtime.telemetry.begin(call, scope["headers"])
         try:
-            authorization = _header(scope, b"authorization").decode("latin-1")
+            authorization = header.get(b"authorization", b"").decode("latin-1")
             runtime.gate.admit(call, authorization, admin=found is not None and found.admin)
             try:
+                body, limit = b"", runtime.settings.timeout
+                if method in _WITH_BODY:
+                    largest = runtime.settings.largest_body
+                    body, call.received = await read_body(header, receive, largest)
                 if found:
-                    await answer(found, call, scope, receive, counted)
+                    said = await _handled(found, runtime, header, body, limit)
+                    await _say(said, header, reply.send)
+                elif path in typed:
+                    if method == "POST":
+                        ask = _typed(typed[path], header)
+                        await _within(limit, ask, _plain(scope), _replay(body, receive), reply.send)
+                    else:
+                        await _say(wrong_method(method, "POST"), header, reply.send)
+                elif path == PATH and service:
+                    said = await _described(service, runtime, method)
+                    await _say(said, header, reply.send)
+                elif method in _WITH_BODY:
+                    to = app if route else bare
+                    await _within(limit, to, _plain(scope), _replay(body, receive), reply.send)
                 else:
-                    await pass_on(call, scope, receive, counted)
+                    await _within(limit, app if route else bare, scope, receive, reply.send)
             finally:
                 runtime.gate.leave(call)
         except Exception as error:
-            if begun:  # there is no other answer to give any more
+            if reply.begun:  # there is no other answer to give any more
                 raise
-            await _send(refused(error), counted)
+            await _say(refused(error), header, reply.send)
         finally:
             runtime.telemetry.end(call)
 
     return serve
 
 
-async def _send(answer: Answer, send: Send) -> None:
-    headers = [*answer.headers, (b"content-length", str(len(answer.body)).encode())]
+class _Reply:
+    """The way back to the client, which notes in the call what goes there."""
+
+    def __init__(self, call: Call, send: Send, *, closing: bool) -> None:
+        self._call = call
+        self._send = send
+        # Of a server that ends: the client is to ask elsewhere next, before it is cut off.
+        self._more = [_CLOSE] if closing else []
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self._call.code = str(message["status"])
+            own = (REQUEST_ID, self._call.id.encode())
+            message["headers"] = [*message.get("headers", ()), own, *self._more]
+        else:
+            self._call.sent += len(message.get("body", b""))
+        await self._send(message)
+
+
+async def _say(answer: Answer, header: Lines, send: Send) -> None:
+    """Send a whole answer, compressed if it may be and that pays."""
+    body, headers = answer.body, list(answer.headers)
+    if answer.packable:
+        body, encoding = await pack(body, header.get(b"accept-encoding", b""))
+        if encoding:
+            headers += [(b"content-encoding", encoding), (b"vary", b"accept-encoding")]
+    headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": body})
 
 
-def _id(scope: Scope) -> str:
+async def _handled(
+    found: Match, runtime: Runtime, header: Lines, body: bytes, limit: float
+) -> Answer:
+    try:
+        async with asyncio.timeout(limit):
+            return await found.handler(runtime, found.parameters, header, body)
+    except TimeoutError:
+        raise _late(limit) from None
+
+
+async def _described(service: Service[Any], runtime: Runtime, method: str) -> Answer:
+    if method not in ("GET", "HEAD"):
+        return wrong_method(method, "GET, HEAD")
+    return Answer(await asyncio.to_thread(document, service, runtime), packable=True)
+
+
+def _typed(endpoint: Endpoint, header: Lines) -> ASGIApp:
+    """A typed route as an application: a whole response as an answer, a stream as it will."""
+
+    async def ask(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await endpoint(Request(scope, receive))
+        if type(response) is not Response:
+            await response(scope, receive, send)
+            return
+        headers = [line for line in response.raw_headers if line[0] != b"content-length"]
+        status = response.status_code
+        said = Answer(bytes(response.body), status, headers, packable=status == 200)
+        await _say(said, header, send)
+
+    return ask
+
+
+def _plain(scope: Scope) -> Scope:
+    """The scope of a request whose body is there, and no longer compressed."""
+    gone = (b"content-encoding", b"content-length", b"transfer-encoding")
+    return {**scope, "headers": [line for line in scope["headers"] if line[0] not in gone]}
+
+
+def _id(header: Lines) -> str:
     """The request's own id, if it is one that can stand in a header and a log, or a new one."""
-    given = _header(scope, REQUEST_ID).decode("latin-1")
+    given = header.get(REQUEST_ID, b"").decode("latin-1")
     fits = given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
     return given if fits else new_id()
 
 
 def _late(seconds: float) -> TimedOut:
     return TimedOut(f"no answer within {seconds:g} seconds")
-
-
-async def _body(call: Call, scope: Scope, receive: Receive, largest: int) -> bytes:
-    raw = await _read(scope, receive, largest)
-    call.received = len(raw)
-    return _decode(scope, raw, largest)
-
-
-async def _read(scope: Scope, receive: Receive, largest: int) -> bytes:
-    declared = _header(scope, b"content-length")
-    if declared.isdigit() and int(declared) > largest:
-        raise _too_large(largest)
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise BadInput("the client left before its body was complete")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > largest:
-            raise _too_large(largest)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def _decode(scope: Scope, body: bytes, largest: int) -> bytes:
-    """The body without its gzip or deflate, of no more than `largest` bytes."""
-    encoding = _header(scope, b"content-encoding").strip().lower()
-    if encoding in (b"", b"identity"):
-        return body
-    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise BadInput(
-            "the content encoding is unknown", got=repr(encoding.decode("latin-1")),
-            expected="gzip, deflate or none",
-        )  # fmt: skip
-    # 32 more bits of window: gzip or zlib, whichever the header says.
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        plain = inflate.decompress(body, largest + 1)
-    except zlib.error as error:
-        raise BadInput("the compressed body is corrupt", got=str(error)) from error
-    if len(plain) > largest:
-        raise _too_large(largest)
-    if not inflate.eof:
-        raise BadInput("the compressed body is truncated", got=f"{len(body)} bytes")
-    scope["headers"] = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name not in (b"content-encoding", b"content-length")
-    ] + [(b"content-length", str(len(plain)).encode())]
-    return plain
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -209,9 +220,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _within(
-    seconds: float, app: Callable[..., Awaitable[None]], scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _within(seconds: float, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve; raises `TimedOut` unless a response has begun within `seconds`."""
     timer = asyncio.timeout(seconds)
     try:
@@ -227,7 +236,3 @@ async def _within(
         if not timer.expired():
             raise
         raise _late(seconds) from None
-
-
-def _too_large(largest: int) -> TooLarge:
-    return TooLarge("the body is too large", expected=f"at most {largest} bytes")

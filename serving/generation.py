@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from models.codec import END, FIRST_CHARACTER, START, Generation
 from models.errors import BadInput, NotReady, Overloaded
 from models.recurrence import capacity, start
 from models.signature import Arrays, Axis, Signature
+from serving.batcher import Report
 from serving.sampling import choose
 from serving.stop_strings import StopStrings
 from serving.writing import Finish, Outcome, Piece, Prompt, Writing
@@ -86,6 +88,7 @@ class ContinuousBatcher:
         signature: Signature,
         generation: Generation,
         queue: int = QUEUE,
+        report: Report | None = None,
     ) -> None:
         assert signature.recurrence is not None
         assert signature.batch is not None
@@ -103,6 +106,7 @@ class ContinuousBatcher:
             arrays[generation.source.name] = np.zeros((self._slots, self._source.max), np.int64)
         self._active = _Slots(arrays)
         self._queue = queue
+        self._report = report
         self._waiting: deque[_Row] = deque()
         self._lock = threading.Lock()  # over what the loop and the engine's thread both change
         self._working = self._closed = False
@@ -223,7 +227,10 @@ class ContinuousBatcher:
             longest = max(len(row.source) for row in rows if row.source is not None)
             name, width = self._generation.source.name, max(longest, self._source.min)
             inputs[name] = np.ascontiguousarray(inputs[name][:, :width])
+        begun = time.perf_counter()
         outputs = self._run(inputs)
+        if self._report is not None:
+            self._report(count, (), time.perf_counter() - begun)
         after = np.array([row.position for row in rows])[:, None] + np.arange(length)
         for state in self._states:
             new = outputs[state.output]

@@ -7,7 +7,7 @@ JSON ends, `binary_data_size` how many bytes each tensor takes, in the order of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ class Question:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_json(raw: bytes) -> dict[str, Any]:
+def parse_json(raw: bytes | memoryview) -> dict[str, Any]:
     """The JSON object in `raw`; NaN and Infinity are read, so that they can be refused by name.
 
     Raises `BadInput`.
@@ -49,37 +49,46 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         parsed = orjson.loads(raw)
     except orjson.JSONDecodeError:
         try:
-            parsed = json.loads(raw)
+            parsed = json.loads(bytes(raw))
         except (ValueError, RecursionError) as error:
-            got = "no body" if not raw.strip() else str(error)
+            got = "no body" if not bytes(raw).strip() else str(error)
             raise BadInput("the body is not JSON", got=got, expected="a JSON object") from error
     if not isinstance(parsed, dict):
         raise BadInput("the body is not a JSON object", got=type(parsed).__name__)
     return parsed
 
 
-def read_question(signature: Signature, body: bytes, header_length: str | None) -> Question:
+def read_question(
+    signature: Signature, body: bytes, header_length: bytes | None, model: str = ""
+) -> Question:
     """Read a request; raises `BadInput` for whatever the protocol or the signature refuses."""
-    if header_length == "0":
+    if header_length == b"0":
         return _bare_question(signature, body)
     if not body:
         wanted = ", ".join(f"{s.name!r} {s}" for s in signature.inputs)
         raise BadInput("the body is empty", expected=f"a JSON object with inputs {wanted}")
     split = _split(body, header_length)
-    request, rest = parse_json(body[:split]), body[split:]
-    known = {"id", "inputs", "outputs", "parameters"}
-    for key in request.keys() - known:
-        raise BadInput(f"field {key!r} is unknown", expected=", ".join(sorted(known)))
+    whole = memoryview(body)  # of which slices are no copies
+    request, rest = parse_json(body if split == len(body) else whole[:split]), whole[split:]
+    # KServe's client says the model in the body as well.
+    check_keys(request, ("id", "model_name", "inputs", "outputs", "parameters"))
+    if request.get("model_name", model) != model:
+        raise BadInput(
+            "'model_name' is another than in the path", got=repr(request["model_name"]),
+            expected=repr(model),
+        )  # fmt: skip
     id = request.get("id")
     if id is not None and not isinstance(id, str):
         raise BadInput("'id' is not a string", got=type(id).__name__)
+    if id and not id.isascii() and id.encode(errors="ignore").decode() != id:
+        raise BadInput("'id' holds half a character, which cannot be said back", got=repr(id))
     inputs, used = _read_inputs(signature, _items(request, "inputs"), rest)
     if used != len(rest):
         raise BadInput(
             "binary data is left over after the last input", got=len(rest), expected=f"{used} bytes"
         )
-    parameters = _parameters(request, "the request")
-    default = _flag(parameters, "binary_data_output", False)
+    parameters = read_parameters(request, "the request")
+    default = read_flag(parameters, "binary_data_output", False)
     outputs = _read_outputs(signature, _items(request, "outputs"), default)
     return Question(inputs, outputs, id, parameters)
 
@@ -125,11 +134,13 @@ def _bare_question(signature: Signature, body: bytes) -> Question:
     return Question({spec.name: from_bare_bytes(spec, body)}, outputs)
 
 
-def _split(body: bytes, header_length: str | None) -> int:
+def _split(body: bytes, header_length: bytes | None) -> int:
     if header_length is None:
         return len(body)
-    if not (header_length.isascii() and header_length.isdecimal()):
-        raise BadInput(f"{HEADER_LENGTH} is not a number", got=repr(header_length))
+    if not header_length.isdigit() or len(header_length) > 18:
+        raise BadInput(
+            f"{HEADER_LENGTH} is not a number", got=repr(header_length.decode("latin-1"))
+        )
     length = int(header_length)
     if length > len(body):
         raise BadInput(
@@ -139,7 +150,7 @@ def _split(body: bytes, header_length: str | None) -> int:
 
 
 def _read_inputs(
-    signature: Signature, items: list[dict[str, Any]], rest: bytes
+    signature: Signature, items: list[dict[str, Any]], rest: memoryview
 ) -> tuple[Arrays, int]:
     inputs: Arrays = {}
     start = 0
@@ -149,7 +160,7 @@ def _read_inputs(
         if spec.name in inputs:
             raise BadInput(f"{where} is given twice")
         shape = check_declared(spec, item.get("datatype"), item.get("shape"))
-        size = _parameters(item, where).get("binary_data_size")
+        size = read_parameters(item, where).get("binary_data_size")
         if (size is None) == ("data" not in item):
             raise BadInput(
                 f"{where} needs its values once",
@@ -181,12 +192,12 @@ def _read_outputs(
         outputs = {}
         for item in items:
             where = f"output {item['name']!r}"
-            parameters = _parameters(item, where)
+            parameters = read_parameters(item, where)
             for unsupported in parameters.keys() - {"binary_data"}:
                 raise BadInput(
                     f"{where} has an unsupported parameter", got=unsupported, expected="binary_data"
                 )
-            outputs[item["name"]] = _flag(parameters, "binary_data", default)
+            outputs[item["name"]] = read_flag(parameters, "binary_data", default)
     for name, binary in outputs.items():
         if not binary and signature.output(name).dtype == "float16":
             raise BadInput(
@@ -203,14 +214,23 @@ def _items(request: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return items
 
 
-def _parameters(item: dict[str, Any], where: str) -> dict[str, Any]:
+def check_keys(item: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise `BadInput` naming a field that nobody would read."""
+    for key in item:
+        if key not in known:
+            raise BadInput(f"field {key!r} is unknown", expected=", ".join(known) or "none")
+
+
+def read_parameters(item: dict[str, Any], where: str) -> dict[str, Any]:
+    """The parameters of a request or of a tensor; none where there are none."""
     parameters = item.get("parameters", {})
     if not isinstance(parameters, dict):
         raise BadInput(f"{where}: 'parameters' is not an object", got=type(parameters).__name__)
     return parameters
 
 
-def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
+def read_flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
+    """A field that is true or false. Raises `BadInput`."""
     value = parameters.get(key, default)
     if not isinstance(value, bool):
         raise BadInput(f"{key!r} is not a boolean", got=repr(value))

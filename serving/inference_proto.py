@@ -1,7 +1,8 @@
 """Protocol buffers of the Open Inference Protocol, built from a table of field numbers.
 
 They live in a pool of their own: another package's `inference` messages in the same process
-(a stock client's, say) do not clash with them.
+(a stock client's, say) do not clash with them. An enumeration is an int32 here, which on the wire
+it is.
 """
 
 from __future__ import annotations
@@ -59,14 +60,58 @@ _INFERENCE = {
         "raw_output_contents:bytes* 6"
     ),
     "ModelStreamInferResponse": "error_message:string 1, infer_response:ModelInferResponse 2",
+    # Triton's extensions: the repository, and of a model's configuration what clients ask for.
+    "RepositoryIndexRequest": "repository_name:string 1, ready:bool 2",
+    "RepositoryIndexResponse.ModelIndex": (
+        "name:string 1, version:string 2, state:string 3, reason:string 4"
+    ),
+    "RepositoryIndexResponse": "models:RepositoryIndexResponse.ModelIndex* 1",
+    "ModelRepositoryParameter": (
+        "bool_param:bool? 1, int64_param:int64? 2, string_param:string? 3, bytes_param:bytes? 4"
+    ),
+    "RepositoryModelLoadRequest": (
+        "repository_name:string 1, model_name:string 2, parameters:ModelRepositoryParameter{} 3"
+    ),
+    "RepositoryModelLoadResponse": "",
+    "RepositoryModelUnloadRequest": (
+        "repository_name:string 1, model_name:string 2, parameters:ModelRepositoryParameter{} 3"
+    ),
+    "RepositoryModelUnloadResponse": "",
+    "ModelConfigRequest": "name:string 1, version:string 2",
+    "ModelInput": "name:string 1, data_type:int32 2, dims:int64* 4",
+    "ModelOutput": "name:string 1, data_type:int32 2, dims:int64* 3",
+    "ModelDynamicBatching": "",
+    "ModelTransactionPolicy": "decoupled:bool 1",
+    "ModelConfig": (
+        "name:string 1, platform:string 2, max_batch_size:int32 4, input:ModelInput* 5, "
+        "output:ModelOutput* 6, dynamic_batching:ModelDynamicBatching 11, "
+        "model_transaction_policy:ModelTransactionPolicy 19"
+    ),
+    "ModelConfigResponse": "config:ModelConfig 1",
 }
-# The status is an enumeration, which on the wire is an int32: 1 is SERVING, 2 NOT_SERVING.
 _HEALTH = {"HealthCheckRequest": "service:string 1", "HealthCheckResponse": "status:int32 1"}
+
+# "method: request response", where `*` streams.
+_INFERENCE_METHODS = {
+    **{
+        name: f"{name}Request {name}Response"
+        for name in (
+            *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata"),
+            *("ModelInfer", "ModelConfig"),
+            *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+        )
+    },
+    "ModelStreamInfer": "ModelInferRequest* ModelStreamInferResponse*",
+}
+_HEALTH_METHODS = {
+    "Check": "HealthCheckRequest HealthCheckResponse",
+    "Watch": "HealthCheckRequest HealthCheckResponse*",
+}
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
 
-def _add_field(owner: descriptor_pb2.DescriptorProto, path: str, text: str) -> None:
+def _add_field(owner: descriptor_pb2.DescriptorProto, package: str, path: str, text: str) -> None:
     name, rest = text.split(":")
     kind, number = rest.split(" ")
     bare = kind.rstrip("*?{}")
@@ -75,8 +120,8 @@ def _add_field(owner: descriptor_pb2.DescriptorProto, path: str, text: str) -> N
         entry = name.title().replace("_", "") + "Entry"
         nested = owner.nested_type.add(name=entry)
         nested.options.map_entry = True
-        _add_field(nested, f"{path}.{entry}", "key:string 1")
-        _add_field(nested, f"{path}.{entry}", f"value:{bare} 2")
+        _add_field(nested, package, f"{path}.{entry}", "key:string 1")
+        _add_field(nested, package, f"{path}.{entry}", f"value:{bare} 2")
         bare = f"{path}.{entry}"
     if kind.endswith(("*", "{}")):
         field.label = _Field.LABEL_REPEATED
@@ -85,12 +130,13 @@ def _add_field(owner: descriptor_pb2.DescriptorProto, path: str, text: str) -> N
             owner.oneof_decl.add(name="parameter_choice")
         field.oneof_index = 0
     if bare[0].isupper():
-        field.type, field.type_name = _Field.TYPE_MESSAGE, f".inference.{bare}"
+        field.type, field.type_name = _Field.TYPE_MESSAGE, f".{package}.{bare}"
     else:
         field.type = getattr(_Field, f"TYPE_{bare.upper()}")
 
 
-def _build(package: str, messages: dict[str, str]) -> dict[str, Any]:
+def _build(service: str, messages: dict[str, str], methods: dict[str, str]) -> dict[str, Any]:
+    package, _, service_name = service.rpartition(".")
     file = descriptor_pb2.FileDescriptorProto(
         name=f"fucina/{package}.proto", package=package, syntax="proto3"
     )
@@ -105,14 +151,24 @@ def _build(package: str, messages: dict[str, str]) -> dict[str, Any]:
         )
     for path, fields in messages.items():
         for text in filter(None, fields.split(", ")):
-            _add_field(owners[path], path, text)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+            _add_field(owners[path], package, path, text)
+    described = file.service.add(name=service_name)
+    for name, text in methods.items():
+        asked, answered = text.split(" ")
+        described.method.add(
+            name=name,
+            input_type=f".{package}.{asked.rstrip('*')}",
+            output_type=f".{package}.{answered.rstrip('*')}",
+            client_streaming=asked.endswith("*"),
+            server_streaming=answered.endswith("*"),
+        )
+    POOL.Add(file)
     return {
-        path: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{path}"))
+        path: message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"{package}.{path}"))
         for path in messages
     }
 
 
-MESSAGES = _build("inference", _INFERENCE)
-HEALTH_MESSAGES = _build("grpc.health.v1", _HEALTH)
+POOL = descriptor_pool.DescriptorPool()
+MESSAGES = _build(SERVICE, _INFERENCE, _INFERENCE_METHODS)
+HEALTH_MESSAGES = _build(HEALTH_SERVICE, _HEALTH, _HEALTH_METHODS)

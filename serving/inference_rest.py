@@ -5,18 +5,28 @@ Each route is a plain coroutine over bytes, so that no framework stands before a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 import orjson
 from starlette.responses import Response
 
-from models.errors import UnknownModel
+from models.errors import UnknownModel, Unsupported, WrongMediaType
+from serving.bodies import WORTH_A_THREAD, Lines
 from serving.drawing import complete
 from serving.failures import failure
-from serving.inference_messages import HEADER_LENGTH, parse_json, read_question, write_answer
+from serving.inference_messages import (
+    HEADER_LENGTH,
+    check_keys,
+    parse_json,
+    read_flag,
+    read_parameters,
+    read_question,
+    write_answer,
+)
 from serving.predictor import Model
 from serving.tensors import describe
 
@@ -24,35 +34,39 @@ if TYPE_CHECKING:
     from serving.runtime import Runtime
 
 SERVER = "fucina"
-# Of the REST half only: over gRPC raw contents are no extension.
-EXTENSIONS = ("binary_tensor_data", "model_repository", "model_repository(unload_dependents)")
+# Of the REST half: over gRPC raw contents are no extension. Parameters are `seed` and `rows`.
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters")
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 _LENGTH = HEADER_LENGTH.lower().encode()
+# A page of any origin may send a form or plain text without asking, so that neither is taken.
+_MEDIA = (b"", b"application/json", b"application/octet-stream")
 
-Headers = Sequence[tuple[bytes, bytes]]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole HTTP response, but for the headers that every one has."""
+    """A whole HTTP response, but for the headers that every one has.
+
+    Only of an inference is the body compressed: stock clients read no other that way.
+    """
 
     body: bytes
     status: int = 200
-    headers: Headers = (_JSON,)
+    headers: Sequence[tuple[bytes, bytes]] = (_JSON,)
+    packable: bool = False
 
 
-# Runtime, parameters of the path, headers in lower case, body.
-Handler = Callable[["Runtime", Mapping[str, str], Headers, bytes], Awaitable[Answer]]
+# Runtime, parameters of the path, the request's header, body.
+Handler = Callable[["Runtime", Mapping[str, str], Lines, bytes], Awaitable[Answer]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """The route that a request has taken, as a template, with what stood at its places."""
 
     route: str
     handler: Handler
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str]
     admin: bool = False
 
 
@@ -84,53 +98,68 @@ def refused(error: Exception) -> Answer:
         headers.append((b"retry-after", str(row.retry_after).encode()))
     if row.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    return Answer(_dump({"error": text}), row.status, headers)
+    # What a client sent may hold half a character, which has no form in UTF-8.
+    said = text.encode(errors="backslashreplace").decode()
+    return Answer(_dump({"error": said}), row.status, headers)
 
 
 def match(method: str, path: str) -> Match | None:
-    """The protocol's route of a request, one that says what is unknown, or None: not ours."""
+    """The protocol's route of a request, one that says what is wrong with it, or None: not ours."""
     parts = path.strip("/").split("/")
-    if parts[0] == "readyz" and len(parts) == 1:
-        return Match("/readyz", ready)
-    if parts[0] != "v2":
+    if parts[0] != "v2" and parts not in (["readyz"], ["startupz"]):
         return None
-    template, parameters = [], {}
-    rest = parts[1:]
-    for place, one in enumerate(rest):
-        # What follows these two words is a name, whatever it is.
-        before = rest[place - 1] if place else ""
-        if before in ("models", "versions") and rest[0] != "health" and place in (1, 2, 3):
-            parameters[before[:-1]] = one
-            template.append("{" + before[:-1] + "}")
-        else:
-            template.append(one)
-    route = "/" + "/".join(["v2", *template])
-    known = _ROUTES.get((method, route.replace("/versions/{version}", "", 1)))
-    if known is None:
+    parameters: dict[str, str] = {}
+    # What follows these words is a name, whatever it is.
+    at = 2 if parts[1:2] == ["repository"] else 1
+    if parts[at : at + 1] == ["models"] and len(parts) > at + 1 and parts[at + 1]:
+        parameters["model"], parts[at + 1] = parts[at + 1], "{model}"
+        if at == 1 and parts[3:4] == ["versions"] and len(parts) > 4 and parts[4]:
+            parameters["version"] = parts[4]
+            del parts[3:5]
+    plain = "/" + "/".join(parts)
+    methods = ROUTES.get(plain)
+    if methods is None:
         return Match("/v2/{rest}", _unknown, {"what": f"{method} {path}"})
+    route = plain.replace("{model}", VERSIONED, 1) if "version" in parameters else plain
+    known = methods.get("GET" if method == "HEAD" else method)
+    if known is None:
+        return Match(route, _wrong_method, {"allow": allowed(methods), "method": method})
     handler, admin = known
     return Match(route, handler, parameters, admin)
 
 
-async def live(runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes) -> Answer:
+def allowed(methods: Collection[str]) -> str:
+    """What stands in `Allow` of a route with these methods."""
+    return ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+
+
+def wrong_method(method: str, allow: str) -> Answer:
+    """The answer to a request whose path is known and whose method is not."""
+    text = f"the method does not fit the path: got {method}, expected {allow}"
+    return Answer(_dump({"error": text}), 405, (_JSON, (b"allow", allow.encode())))
+
+
+async def live(runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes) -> Answer:
     return Answer(b'{"live":true}')
 
 
-async def ready(runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes) -> Answer:
-    for model in runtime.models:
-        model.check_ready()
+async def ready(runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes) -> Answer:
+    runtime.check_ready()
     return Answer(b'{"ready":true}')
 
 
-async def server(
-    runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes
-) -> Answer:
+async def started(runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes) -> Answer:
+    runtime.check_started()
+    return Answer(b'{"started":true}')
+
+
+async def server(runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes) -> Answer:
     version = metadata.version("fucina")
     return Answer(_dump({"name": SERVER, "version": version, "extensions": EXTENSIONS}))
 
 
 async def describe_model(
-    runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes
+    runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes
 ) -> Answer:
     model = _model(runtime, parameters)
     return Answer(
@@ -147,7 +176,7 @@ async def describe_model(
 
 
 async def model_ready(
-    runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes
+    runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes
 ) -> Answer:
     model = _model(runtime, parameters)
     model.check_ready()
@@ -155,54 +184,103 @@ async def model_ready(
 
 
 async def infer(
-    runtime: Runtime, parameters: Mapping[str, str], headers: Headers, body: bytes
+    runtime: Runtime, parameters: Mapping[str, str], header: Lines, body: bytes
 ) -> Answer:
+    check_media(header)
     model = _model(runtime, parameters)
-    model.check_ready()
-    length = next((value.decode("latin-1") for name, value in headers if name == _LENGTH), None)
-    question = read_question(model.signature, body, length)
+    model.check_room()
+    length = header.get(_LENGTH)
+    if len(body) < WORTH_A_THREAD:
+        question = read_question(model.signature, body, length, model.name)
+    else:
+        question = await asyncio.to_thread(read_question, model.signature, body, length, model.name)
     inputs, drawn = complete(model.signature, model.codec, question.inputs, question.parameters)
     answers = await model.predict(inputs)
     said, split = write_answer(model.name, model.version, question, answers, drawn)
     if split is None:
-        return Answer(said)
-    return Answer(said, headers=(_BINARY, (_LENGTH, str(split).encode())))
+        return Answer(said, packable=True)
+    return Answer(said, headers=(_BINARY, (_LENGTH, str(split).encode())), packable=True)
 
 
-async def index(runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes) -> Answer:
-    only = parse_json(body).get("ready") if body else False
-    entries = runtime.repository.index(ready=only is True)
+async def index(runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes) -> Answer:
+    asked = parse_json(body) if body else {}
+    check_keys(asked, ("ready",))
+    entries = runtime.repository.index(ready=read_flag(asked, "ready", False))
     return Answer(_dump([vars(entry) for entry in entries]))
 
 
-async def load(runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes) -> Answer:
+async def load(
+    runtime: Runtime, parameters: Mapping[str, str], header: Lines, body: bytes
+) -> Answer:
+    _check_admin(header, body, ())  # Triton's own take a configuration and files of the client's
     await runtime.repository.load(parameters["model"])
     return Answer(b"{}")
 
 
 async def unload(
-    runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes
+    runtime: Runtime, parameters: Mapping[str, str], header: Lines, body: bytes
 ) -> Answer:
+    # Stock clients always send it: the parts of a model go with it, whatever it says.
+    _check_admin(header, body, ("unload_dependents",))
     await runtime.repository.unload(parameters["model"])
     return Answer(b"{}")
 
 
+def check_media(header: Lines) -> None:
+    """Raise `WrongMediaType` unless a body is declared as JSON, as bytes, or not at all."""
+    declared = header.get(b"content-type", b"")
+    if declared not in _MEDIA and declared.split(b";")[0].strip().lower() not in _MEDIA:
+        raise WrongMediaType(
+            "the content type is not the protocol's", got=repr(declared.decode("latin-1")),
+            expected="application/json or application/octet-stream",
+        )  # fmt: skip
+
+
+def _check_admin(header: Lines, body: bytes, known: Collection[str]) -> None:
+    check_media(header)
+    asked = parse_json(body) if body else {}
+    check_keys(asked, ("parameters",))
+    check_keys(read_parameters(asked, "the request"), known)
+
+
+async def _unsupported(
+    runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes
+) -> Answer:
+    model = _model(runtime, parameters)
+    raise Unsupported(
+        f"model {model.name!r} has no configuration or statistics of Triton's",
+        expected=f"GET /v2/models/{model.name} for its metadata, GET /metrics for its numbers",
+    )
+
+
+async def _wrong_method(
+    runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes
+) -> Answer:
+    return wrong_method(parameters["method"], parameters["allow"])
+
+
 async def _unknown(
-    runtime: Runtime, parameters: Mapping[str, str], _: Headers, body: bytes
+    runtime: Runtime, parameters: Mapping[str, str], _: Lines, body: bytes
 ) -> Answer:
     raise UnknownModel(f"nothing is at {parameters['what']}")
 
 
-_ROUTES: Mapping[tuple[str, str], tuple[Handler, bool]] = {
-    ("GET", "/v2"): (server, False),
-    ("GET", "/v2/health/live"): (live, False),
-    ("GET", "/v2/health/ready"): (ready, False),
-    ("GET", "/v2/models/{model}"): (describe_model, False),
-    ("GET", "/v2/models/{model}/ready"): (model_ready, False),
-    ("POST", "/v2/models/{model}/infer"): (infer, False),
-    ("POST", "/v2/repository/index"): (index, False),
-    ("POST", "/v2/repository/models/{model}/load"): (load, True),
-    ("POST", "/v2/repository/models/{model}/unload"): (unload, True),
+VERSIONED = "{model}/versions/{version}"
+# By path without a version: each method's handler, and whether it is for admins only.
+ROUTES: Mapping[str, Mapping[str, tuple[Handler, bool]]] = {
+    "/readyz": {"GET": (ready, False)},
+    "/startupz": {"GET": (started, False)},
+    "/v2": {"GET": (server, False)},
+    "/v2/health/live": {"GET": (live, False)},
+    "/v2/health/ready": {"GET": (ready, False)},
+    "/v2/models/{model}": {"GET": (describe_model, False)},
+    "/v2/models/{model}/ready": {"GET": (model_ready, False)},
+    "/v2/models/{model}/infer": {"POST": (infer, False)},
+    "/v2/models/{model}/config": {"GET": (_unsupported, False)},
+    "/v2/models/{model}/stats": {"GET": (_unsupported, False)},
+    "/v2/repository/index": {"POST": (index, False)},
+    "/v2/repository/models/{model}/load": {"POST": (load, True)},
+    "/v2/repository/models/{model}/unload": {"POST": (unload, True)},
 }
 
 

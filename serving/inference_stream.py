@@ -1,4 +1,4 @@
-"""ModelStreamInfer, Triton's extension of the protocol: a text as it is written, over gRPC.
+"""ModelStreamInfer, Triton's extension of the protocol: many requests and answers in one call.
 
 A request whose input is `prompt`, BYTES [1], is answered by responses with the output `text`, BYTES
 [1]; any other by one response, as by ModelInfer. The last response to a request has the parameter
@@ -9,180 +9,162 @@ an `error_message`, and the stream goes on.
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc.aio
-from google.protobuf.message import DecodeError
-
-from models.errors import BadInput
+from models.errors import NotReady
+from serving.calls import CALL, Call
 from serving.failures import failure
+from serving.inference_calls import (
+    Answer,
+    Context,
+    Metadata,
+    arrive,
+    header,
+    late,
+    name_call,
+    parse,
+    refuse,
+)
 from serving.inference_proto import MESSAGES
-from serving.prompts import PROMPT_FIELDS, read_prompt
-from serving.writing import Piece, Prompt, Writing
+from serving.inference_texts import FINAL, write_text
 
 if TYPE_CHECKING:
     from serving.runtime import Runtime
 
+ROUTE = "ModelStreamInfer"
 MOST_OPEN = 256  # requests of one stream that are being answered
-FINAL = "triton_final_response"
-# The stock client may ask for a last response without an answer; here the last one says so anyway.
-_IGNORED = "triton_enable_empty_final_response"
-_LENGTH = struct.Struct("<I")  # before each string of BYTES
-
-Infer = Callable[[Any], Awaitable[Any]]
-Put = Callable[[Any], Awaitable[None]]
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def stream_call(
-    runtime: Runtime, infer: Infer
-) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[Any]]:
-    """The call; `infer` answers what asks for no text."""
+class InferenceStream:
+    """One call of ModelStreamInfer, whose requests are each a call of their own.
 
-    async def answer(raw: bytes, put: Put) -> None:
-        request = MESSAGES["ModelInferRequest"]()
+    They are counted, admitted and bounded in time one by one; the stream itself is only let in. No
+    more of them are read than may be under way, nor than the largest message's bytes in all.
+    """
+
+    def __init__(self, runtime: Runtime, infer: Answer, client: str, metadata: Metadata) -> None:
+        self._runtime = runtime
+        self._infer = infer
+        self._client = client
+        self._metadata = metadata
+        self._authorization = header(metadata, "authorization")
+        self._responses: asyncio.Queue[bytes | None] = asyncio.Queue(MOST_OPEN)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0  # of the requests under way
+        self._room = asyncio.Event()
+
+    async def responses(
+        self, requests: AsyncIterator[bytes], ending: asyncio.Event
+    ) -> AsyncGenerator[bytes, None]:
+        """The responses as they come. Raises `NotReady` when the server is ending.
+
+        What was asked before that is answered.
+        """
+        reading = asyncio.create_task(self._read(requests))
+        stopping = asyncio.create_task(ending.wait())
+        finishing = asyncio.create_task(self._finish(reading, stopping))
         try:
-            try:
-                request.ParseFromString(raw)
-            except DecodeError as error:
-                raise BadInput("the message cannot be decoded", got=f"{len(raw)} bytes") from error
-            if any(tensor.name == "prompt" for tensor in request.inputs):
-                await _write(runtime, request, put)
-            else:
-                response = await infer(request)
-                response.parameters[FINAL].bool_param = True
-                await put(MESSAGES["ModelStreamInferResponse"](infer_response=response))
-        except Exception as error:
-            about = {"id": request.id, "model_name": request.model_name}
-            await put(
-                MESSAGES["ModelStreamInferResponse"](
-                    error_message=failure(error)[1],
-                    infer_response={**about, "parameters": {FINAL: {"bool_param": True}}},
-                )
-            )
-
-    async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        responses: asyncio.Queue[Any] = asyncio.Queue(MOST_OPEN)
-        open_ = asyncio.Semaphore(MOST_OPEN)
-
-        async def answer_one(raw: bytes) -> None:
-            try:
-                await answer(raw, responses.put)
-            finally:
-                open_.release()
-
-        async def read() -> None:
-            async with asyncio.TaskGroup() as tasks:
-                async for raw in requests:
-                    await open_.acquire()
-                    tasks.create_task(answer_one(raw))
-            await responses.put(None)
-
-        reading = asyncio.create_task(read())
-        try:
-            while (response := await responses.get()) is not None:
+            while (response := await self._responses.get()) is not None:
                 yield response
         finally:  # also when the client has gone
-            reading.cancel()
+            for task in (reading, stopping, finishing, *self._tasks):
+                task.cancel()
+        if finishing.result():
+            raise NotReady("the server is ending")
+
+    async def _finish(self, reading: asyncio.Task[None], stopping: asyncio.Task[Any]) -> bool:
+        """End the responses when all is read and answered; whether that was before its time."""
+        await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopped = reading.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._responses.put(None)
+        return stopped
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+        async for raw in requests:
+            while self._tasks and (
+                len(self._tasks) >= MOST_OPEN
+                or self._bytes + len(raw) > self._runtime.settings.largest_body
+            ):
+                self._room.clear()
+                await self._room.wait()
+            self._bytes += len(raw)
+            task = asyncio.create_task(self._answer_one(raw))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._leave, len(raw)))
+
+    def _leave(self, size: int, done: asyncio.Task[None]) -> None:
+        self._tasks.discard(done)
+        self._bytes -= size
+        self._room.set()
+
+    async def _answer_one(self, raw: bytes) -> None:
+        call = Call("grpc", ROUTE, client=self._client, received=len(raw), code="OK")
+        CALL.set(call)
+        self._runtime.telemetry.begin(call, self._metadata)
+        try:
+            await self._answer(raw, call)
+        except asyncio.CancelledError:
+            call.code = "CANCELLED"
+            raise
+        finally:
+            self._runtime.telemetry.end(call)
+
+    async def _answer(self, raw: bytes, call: Call) -> None:
+        async def put(response: Any, error: str = "") -> None:
+            said = MESSAGES["ModelStreamInferResponse"](infer_response=response)
+            if error:
+                said.error_message = error
+            sent = said.SerializeToString()
+            call.sent += len(sent)
+            await self._responses.put(sent)
+
+        settings = self._runtime.settings
+        request = MESSAGES["ModelInferRequest"]()
+        try:
+            self._runtime.gate.admit(call, self._authorization)
+            try:
+                request = await parse(type(request), raw, settings.largest_body)
+                name_call(call, request)
+                if any(tensor.name == "prompt" for tensor in request.inputs):
+                    await write_text(self._runtime, request, put)
+                    return
+                async with asyncio.timeout(settings.timeout):
+                    response = await self._infer(request)
+                response.parameters[FINAL].bool_param = True
+                await put(response)
+            finally:
+                self._runtime.gate.leave(call)
+        except Exception as error:
+            row, text = failure(late(settings) if isinstance(error, TimeoutError) else error)
+            call.code = row.code.name
+            name_call(call, request)
+            response = MESSAGES["ModelInferResponse"](id=request.id, model_name=request.model_name)
+            response.parameters[FINAL].bool_param = True
+            await put(response, text)
+
+
+def stream_call(runtime: Runtime, infer: Answer, ending: asyncio.Event) -> Any:
+    """The method; `infer` answers what asks for no text, and `ending` says that the server ends."""
+
+    async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        opening, metadata = arrive(ROUTE, context)
+        try:
+            runtime.gate.admit(opening, header(metadata, "authorization"))
+            runtime.gate.leave(opening)
+            stream = InferenceStream(runtime, infer, opening.client, metadata)
+            async with aclosing(stream.responses(requests, ending)) as responses:
+                async for response in responses:
+                    yield response
+        except Exception as error:
+            runtime.telemetry.begin(opening, metadata)
+            try:
+                await refuse(opening, context, error)
+            finally:
+                runtime.telemetry.end(opening)
 
     return call
-
-
-async def _write(runtime: Runtime, request: Any, put: Put) -> None:
-    model = runtime.models.get(request.model_name, request.model_version)
-    writing = model.write(_read_prompt(request))
-    try:
-        async for piece in writing:
-            await put(
-                MESSAGES["ModelStreamInferResponse"](
-                    infer_response={
-                        "model_name": model.name,
-                        "model_version": model.version,
-                        "id": request.id,
-                        "parameters": _parameters(writing, piece),
-                        "outputs": [{"name": "text", "datatype": "BYTES", "shape": [1]}],
-                        "raw_output_contents": [_to_bytes(piece.text)],
-                    }
-                )
-            )
-    finally:
-        writing.cancel()
-
-
-def _parameters(writing: Writing, piece: Piece) -> dict[str, Any]:
-    if piece.finish is None:
-        return {FINAL: {"bool_param": False}}
-    return {
-        FINAL: {"bool_param": True},
-        "finish": {"string_param": piece.finish},
-        "tokens": {"int64_param": piece.tokens},
-        "prompt_tokens": {"int64_param": writing.prompt_tokens},
-        "context_cuts": {"int64_param": piece.cuts},
-        "seed": {"uint64_param": writing.seed},
-    }
-
-
-def _read_prompt(request: Any) -> Prompt:
-    """The prompt and its parameters; `stop` is a parameter, or an input of several strings."""
-    raw = list(request.raw_input_contents)
-    if raw and len(raw) != len(request.inputs):
-        raise BadInput(
-            "raw_input_contents does not fit the inputs", got=len(raw), expected=len(request.inputs)
-        )
-    fields: dict[str, Any] = {}
-    for number, tensor in enumerate(request.inputs):
-        strings = _from_bytes(tensor, raw[number] if raw else None)
-        if tensor.name in fields:
-            raise BadInput(f"input {tensor.name!r} is given twice")
-        fields[tensor.name] = strings
-    if len(fields["prompt"]) != 1:
-        raise BadInput("input 'prompt' is of a wrong shape", got=len(fields["prompt"]), expected=1)
-    fields["prompt"] = fields["prompt"][0]
-    for name, parameter in request.parameters.items():
-        if name == _IGNORED:
-            continue
-        if name not in PROMPT_FIELDS or name in fields:
-            known = ", ".join(repr(known) for known in PROMPT_FIELDS if known not in fields)
-            raise BadInput(f"parameter {name!r} is unknown", expected=known)
-        value = getattr(parameter, parameter.WhichOneof("parameter_choice") or "bool_param")
-        expected, fits = PROMPT_FIELDS[name]
-        if not fits(value):
-            raise BadInput(
-                f"parameter {name!r} is of a wrong type",
-                got=type(value).__name__, expected=expected,
-            )  # fmt: skip
-        fields[name] = value
-    return read_prompt(fields)
-
-
-def _from_bytes(tensor: Any, raw: bytes | None) -> list[str]:
-    if tensor.name not in ("prompt", "stop") or tensor.datatype != "BYTES":
-        raise BadInput(
-            f"input {tensor.name!r} does not fit", got=tensor.datatype,
-            expected="'prompt' and 'stop' of BYTES",
-        )  # fmt: skip
-    strings = list(tensor.contents.bytes_contents)
-    place = 0
-    while raw and place < len(raw):
-        begin = place + _LENGTH.size
-        size = _LENGTH.unpack_from(raw, place)[0] if begin <= len(raw) else len(raw)
-        place = begin + size
-        if place > len(raw):
-            raise BadInput(f"input {tensor.name!r} is truncated", got=f"{len(raw)} bytes")
-        strings.append(raw[begin:place])
-    if list(tensor.shape) != [len(strings)]:
-        raise BadInput(
-            f"input {tensor.name!r} has a wrong number of strings",
-            got=len(strings), expected=f"shape {list(tensor.shape)}",
-        )  # fmt: skip
-    try:
-        return [string.decode() for string in strings]
-    except UnicodeDecodeError as error:
-        raise BadInput(f"input {tensor.name!r} is not UTF-8", got=str(error)) from error
-
-
-def _to_bytes(text: str) -> bytes:
-    encoded = text.encode()
-    return _LENGTH.pack(len(encoded)) + encoded

@@ -20,17 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from models.errors import BadSetting, ServingFailed
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import SERVICES, Bundle
 from serving.opening import open_bundles
 from serving.predictor import LOADING
-from serving.runtime import check_port, free_port
+from serving.runtime import GRACE as DRAINED
+from serving.runtime import WAITING, check_port, free_port
 from serving.settings import Settings, write_settings
+from serving.tls import check_protection, pinned, rest_options
+from serving.workers import SHARED, Workers, workers
 
-# How long a server may take to become ready, and to answer what is in flight when it ends.
+# How long a server may take to become ready, and to answer what is in flight when it ends: twice
+# what it gives the calls itself.
 PATIENCE = 120.0
-GRACE = 20.0
+GRACE = 2 * DRAINED
+_OPTIONS = ("--quiet", "--timeout-graceful-shutdown", f"{DRAINED:.0f}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,15 @@ class Server:
     http: str
     grpc: str
     process: subprocess.Popen[str]
+    workers: Workers
+
+    def look(self) -> None:
+        """Have every worker look at once at what is blessed."""
+        ready = self.workers.living()
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if child.pid in ready:
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(signal.SIGHUP)
 
     def wait(self) -> int:
         """Block until the server ends by itself; its exit code."""
@@ -71,29 +87,29 @@ def serve(
     check_port(host, grpc_port, "gRPC")
     address = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
     with tempfile.TemporaryDirectory(prefix="fucina-") as scratch, _ended_by_signal():
-        ready = Path(scratch) / "ready"
-        ready.mkdir()
         settings = Settings(
             bundles=tuple(folder.absolute() for folder in folders),
             target=target,
             host=host,
             grpc_host=host,
             grpc_port=grpc_port,
-            ready=ready,
-            **more,
+            **_absolute(more),
         )
+        check_protection(settings)
         environment = {
             **write_settings(settings),
             # Nothing of this server outlives it, and nothing is sent to BentoML's authors.
             "BENTOML_HOME": scratch,
-            "PROMETHEUS_MULTIPROC_DIR": str(Path(scratch) / "metrics"),
+            SHARED: str(Path(scratch) / "prometheus_multiproc_dir"),  # where BentoML puts it
             "BENTOML_DO_NOT_TRACK": "True",
+            # uvicorn would believe every neighbour on this machine that says for whom it asks.
+            "FORWARDED_ALLOW_IPS": os.environ.get("FORWARDED_ALLOW_IPS", ""),
         }
         # Attached: a server does not outlive the process that started it, however that ends.
         attached = [sys.executable, "-m", "pipeline.attached"]
         command = [*attached, "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
         process = subprocess.Popen(
-            [*command, "--host", host, "--port", str(port), "--quiet"],
+            [*command, "--host", host, "--port", str(port), *_OPTIONS, *rest_options(settings)],
             # The service is imported from here: no folder of the caller's can stand before it.
             cwd=Path(__file__).parents[1],
             env=os.environ | environment,
@@ -109,14 +125,21 @@ def serve(
         listener = threading.Thread(target=_listen, args=(process, said), daemon=True)
         try:
             listener.start()
-            server = Server(f"http://{address}:{port}", f"{address}:{grpc_port}", process)
-            _wait_ready(
-                server, lambda: len(list(ready.iterdir())) >= settings.workers, said, listener
+            scheme = "https" if settings.tls_certificate else "http"
+            group = workers(settings.workers, environment)
+            server = Server(
+                f"{scheme}://{address}:{port}", f"{address}:{grpc_port}", process, group
             )
+            _wait_ready(server, group.were_all, said, listener, settings)
             yield server
         finally:
-            end(process)
+            end(process, settings.drain)
             listener.join(GRACE)
+
+
+def _absolute(more: dict[str, Any]) -> dict[str, Any]:
+    """The same settings for a server that is started in another folder."""
+    return {k: v.absolute() if isinstance(v, Path) else v for k, v in more.items()}
 
 
 def _check_host(host: str) -> None:
@@ -148,14 +171,21 @@ def _listen(process: subprocess.Popen[str], said: deque[str]) -> None:
     with process.stdout as lines:
         for line in lines:
             said.append(line.rstrip())
-            sys.stderr.write(line)
+            with suppress(OSError, ValueError):  # nobody reads any more; the server goes on
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
 
 def _wait_ready(
-    server: Server, all_ready: Callable[[], bool], said: deque[str], listener: threading.Thread
+    server: Server,
+    all_ready: Callable[[], bool],
+    said: deque[str],
+    listener: threading.Thread,
+    settings: Settings,
 ) -> None:
-    """Return once every worker is ready; over the port only one of them is asked."""
+    """Return once every worker is ready, which any of them says."""
     deadline = time.monotonic() + PATIENCE
+    tls = pinned(settings.tls_certificate) if settings.tls_certificate else None
     problem = "it does not answer"
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -163,13 +193,14 @@ def _wait_ready(
             last = next((line for line in reversed(said) if line.strip()), "nothing was said")
             raise ServingFailed("the server ended before it was ready", got=last)
         try:
-            with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=5):
-                if all_ready():
-                    return
-                problem = "not every worker is ready"
+            # Who has no certificate that the client CA signed is not answered, nor are we.
+            if settings.client_ca is not None and all_ready():
+                return
+            with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=5, context=tls):
+                return
         except urllib.error.HTTPError as error:
             problem = str(json.loads(error.read()).get("error"))
-            if LOADING not in problem:
+            if LOADING not in problem and WAITING not in problem:
                 raise ServingFailed(f"the server is not ready: {problem}") from error
         except OSError:
             pass  # it does not listen yet
@@ -177,12 +208,12 @@ def _wait_ready(
     raise ServingFailed(f"the server is not ready after {PATIENCE:g} seconds: {problem}")
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Ask a server to end; after the grace period, kill it and the workers it left."""
+def end(process: subprocess.Popen[str], drain: float = 0.0) -> None:
+    """Ask a server to end, that drains for so many seconds; after a grace period kill its rest."""
     try:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+            process.wait(drain + GRACE)
     finally:
         # It leads a process group of its own; what is left in it are its workers.
         with suppress(ProcessLookupError):

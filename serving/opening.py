@@ -11,7 +11,7 @@ from models.codec import TextInput
 from models.errors import BundleError, FucinaError, NotReady, ServingFailed
 from models.signature import Arrays, Axis, TensorSpec
 from pipeline.backends import Session
-from pipeline.blessed import standing
+from pipeline.blessed import Chosen, standing
 from pipeline.bundle import Bundle, Kind, open_bundle
 from serving.acting import acting_problem
 from serving.drawing import in_blocks
@@ -30,7 +30,8 @@ def open_bundles(folders: Iterable[Path], kind: Kind | None = None) -> list[Bund
     """
     bundles: dict[tuple[str, str], Bundle] = {}
     for folder in folders:
-        bundle = open_for_service(standing(folder).bundle if is_run(folder) else folder, kind)
+        chosen = standing(folder).bundle if is_run(folder) else Chosen(folder)
+        bundle = open_for_service(chosen, kind)
         kind = kind or bundle.manifest.kind
         name, version = bundle.manifest.name, bundle.manifest.version
         if (name, version) in bundles:
@@ -48,12 +49,14 @@ def open_bundles(folders: Iterable[Path], kind: Kind | None = None) -> list[Bund
     return list(bundles.values())
 
 
-def open_for_service(folder: Path, kind: Kind | None) -> Bundle:
+def open_for_service(chosen: Chosen, kind: Kind | None) -> Bundle:
     """Open a bundle of `kind`, checking every digest and that its codec fits its signature.
 
-    Raises `BundleError`, or `ServingFailed` for another kind.
+    Raises `BundleError`, also for one that was changed after it was blessed, or `ServingFailed`
+    for another kind.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(chosen.folder)
+    chosen.check(bundle)
     if kind not in (None, bundle.manifest.kind):
         raise ServingFailed(
             f"bundle {bundle.manifest.name!r} is of another kind than this service serves",
@@ -75,15 +78,16 @@ class _InBlocks:
         return in_blocks(self.session.run, self.block)(inputs)
 
 
-def open_session(bundle: Bundle, target: str) -> Session:
+def open_session(bundle: Bundle, target: str, threads: int = 0) -> Session:
     """The bundle's engine for `target`, once it has answered the recorded cases as recorded.
 
-    Raises `NotReady` with the first finding that failed, when nothing was compared, or when the
-    engine cannot be opened.
+    `threads` other than the certified number are taken where the certificate says that they do not
+    matter; the cases are then answered with these. Raises `NotReady` with the first finding that
+    failed, when nothing was compared, or when the engine cannot be opened.
     """
     name = bundle.manifest.name
     try:
-        session = bundle.open_engine(target)
+        session = bundle.open_engine(target, threads)
         if bundle.codec.block:
             session = _InBlocks(session, bundle.codec.block)
         findings = bundle.replay(session, target)

@@ -134,7 +134,8 @@ def _images(model: Model, fields: Fields, most: int = MOST) -> np.ndarray:
     """Nested lists or uploaded files as pictures [rows, channels, height, width] in [0, 1]."""
     wanted, given = picture_input(model), fields["image"]
     if given and isinstance(given[0], bytes):
-        return np.concatenate([read_image(f, wanted, invert=fields["invert"]) for f in given])
+        how = {"invert": fields["invert"], "largest": model.largest_pixels}
+        return np.concatenate([read_image(file, wanted, **how) for file in given])
     images = from_json(model.signature.input(wanted.name), given)
     size = (wanted.channels, wanted.height, wanted.width)
     images = _rows("image", images, size, most)

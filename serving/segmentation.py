@@ -108,7 +108,8 @@ class Segmentation:
                 raise image
             chosen = self.runtime.models.get(model)
             channels, codec = tiled_input(chosen).channels, chosen.codec
-            picture = await asyncio.to_thread(open_picture, image, largest=LARGEST_SEGMENTED)
+            largest = min(LARGEST_SEGMENTED, chosen.largest_pixels)
+            picture = await asyncio.to_thread(open_picture, image, largest=largest)
             wanted = wanted_classes(codec, probabilities, picture.height, picture.width)
             array = await asyncio.to_thread(pixels, picture, channels)
             found = await segment(chosen, array, wanted)

@@ -22,8 +22,7 @@ class Settings:
     """Which bundles, on which target, where to listen, and what is allowed.
 
     Each field is read from `FUCINA_` and its name in capitals. A bundle is a bundle's folder, or a
-    run's, whose blessed bundle is then served and watched. Each worker whose models are ready
-    leaves a file in the folder `ready`, where there is one.
+    run's, whose blessed bundle is then served and watched.
     """
 
     bundles: tuple[Path, ...] = ()
@@ -32,10 +31,12 @@ class Settings:
     grpc_host: str = LOOPBACK
     grpc_port: int = 3001
     workers: int = 1
-    ready: Path | None = None
     # batching
     queue: int = 512  # requests of a model that may wait
     latency_target: float = 0.0  # milliseconds that a batch may wait for more; 0 never waits
+    longest_wait: float = 5000.0  # milliseconds expected until a request's turn; 0: no bound
+    largest_batch: int = 0  # rows put together at most; 0 takes the fastest, measured at the start
+    threads: int = 0  # of an engine; 0 takes as many as it was certified with
     # limits
     largest_body: int = LARGEST_BODY  # bytes, also once decompressed
     largest_pixels: int = 64_000_000  # of an uploaded picture, before it is decoded
@@ -51,6 +52,7 @@ class Settings:
     watch: float = 1.0  # seconds between looks at blessed records; 0 never looks
     recheck: float = 0.0  # share of requests that the reference engine is asked as well
     access_log: bool = True
+    drain: float = 0.0  # seconds between not ready and taking nothing more, once asked to end
     playground: bool = False
 
 

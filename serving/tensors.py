@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +27,13 @@ DATATYPES: dict[DType, str] = {
     "float32": "FP32",
     "float64": "FP64",
 }
+# A dtype's own name is put together anew each time it is asked for.
+_NAMES = {np.dtype(name): datatype for name, datatype in DATATYPES.items()}
 
 
 def datatype(array: np.ndarray) -> str:
     """The protocol's name of an array's dtype."""
-    return DATATYPES[cast(DType, array.dtype.name)]
+    return _NAMES[array.dtype]
 
 
 def describe(spec: TensorSpec) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def check_declared(spec: TensorSpec, declared: object, shape: object) -> tuple[i
 def from_json(spec: TensorSpec, data: object, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """An array from JSON lists: nested, or flat in row-major order when `shape` is declared."""
     where = f"input {spec.name!r}"
-    values, found = _flatten(where, data)
+    values, found, kinds = _flatten(where, data)
     if shape is not None:
         if math.prod(shape) != len(values):
             raise BadInput(
@@ -103,7 +105,7 @@ def from_json(spec: TensorSpec, data: object, shape: tuple[int, ...] | None = No
             raise BadInput(
                 f"{where} is nested unlike its shape", got=list(found), expected=list(shape)
             )
-    return _convert(spec, values).reshape(found if shape is None else shape)
+    return _convert(spec, values, kinds).reshape(found if shape is None else shape)
 
 
 def from_values(spec: TensorSpec, values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -114,11 +116,11 @@ def from_values(spec: TensorSpec, values: Sequence[Any], shape: tuple[int, ...])
             got=len(values),
             expected=f"{math.prod(shape)} for shape {list(shape)}",
         )
-    return _convert(spec, values).reshape(shape)
+    return _convert(spec, values, set(map(type, values))).reshape(shape)
 
 
-def from_bytes(spec: TensorSpec, raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """A read-only array over little-endian row-major bytes."""
+def from_bytes(spec: TensorSpec, raw: bytes | memoryview, shape: tuple[int, ...]) -> np.ndarray:
+    """A read-only array over little-endian row-major bytes, which are copied if out of line."""
     where = f"input {spec.name!r}"
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     expected = math.prod(shape) * dtype.itemsize
@@ -128,9 +130,15 @@ def from_bytes(spec: TensorSpec, raw: bytes, shape: tuple[int, ...]) -> np.ndarr
             got=len(raw),
             expected=f"{expected} for {DATATYPES[spec.dtype]} of shape {list(shape)}",
         )
-    if spec.dtype == "bool" and raw.strip(b"\x00\x01"):
+    array = np.frombuffer(raw, dtype)
+    if spec.dtype == "bool" and array.size and array.view(np.uint8).max() > 1:
         raise BadInput(f"{where} holds bytes that are not booleans", expected="0 or 1")
-    return np.frombuffer(raw, dtype).astype(spec.dtype, copy=False).reshape(shape)
+    # Kernels read whole vectors: after a header of any length these may lie between their places.
+    return (
+        (array if array.flags.aligned else array.copy())
+        .astype(spec.dtype, copy=False)
+        .reshape(shape)
+    )
 
 
 def from_bare_bytes(spec: TensorSpec, raw: bytes) -> np.ndarray:
@@ -155,14 +163,11 @@ def to_bytes(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
-def _flatten(where: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
-    """The leaves of nested lists and the shape they span; each level runs at C speed."""
+def _flatten(where: str, data: object) -> tuple[list[Any], tuple[int, ...], set[type]]:
+    """The leaves of nested lists, the shape they span, their types; each level at C speed."""
     level: list[Any] = [data]
     shape: list[int] = []
-    while level:
-        kinds = set(map(type, level))
-        if list not in kinds:
-            break
+    while list in (kinds := set(map(type, level))):
         sizes = set(map(len, level)) if kinds == {list} else set()
         if len(sizes) != 1:
             got = f"lists of {_either(sizes)} elements" if sizes else "lists beside values"
@@ -171,13 +176,13 @@ def _flatten(where: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
             )
         shape.append(sizes.pop())
         level = list(chain.from_iterable(level))
-    return level, tuple(shape)
+    return level, tuple(shape), kinds
 
 
-def _convert(spec: TensorSpec, values: Sequence[Any]) -> np.ndarray:
+def _convert(spec: TensorSpec, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
     where = f"input {spec.name!r}"
     allowed = {float, int} if spec.floating else {bool} if spec.dtype == "bool" else {int}
-    strange = set(map(type, values)) - allowed
+    strange = kinds - allowed
     if strange:
         first = next(value for value in values if type(value) in strange)
         raise BadInput(

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving.failures import failure
-from serving.front import BARE_SEND
 from serving.inference_rest import failed
 from serving.predictor import Model
 from serving.writing import Piece, Writing
@@ -53,12 +52,11 @@ class EventsResponse(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        bare = scope.get("extensions", {}).get(BARE_SEND, send)
-        await _while_read(self._writing, receive, self._say(bare, send))
+        await _while_read(self._writing, receive, self._say(send))
         if self.background is not None:
             await self.background()
 
-    async def _say(self, send: Send, send_last: Send) -> None:
+    async def _say(self, send: Send) -> None:
         index = 0
         try:
             async for piece in self._writing:
@@ -66,11 +64,11 @@ class EventsResponse(Response):
                 index += len(piece.text)
                 if piece.finish:
                     event |= summary(self._model, self._writing, piece.text, piece)
-                    await _send_event(send_last, event, more=False)
+                    await _send_event(send, event, more=False)
                 else:
                     await _send_event(send, event, more=True)
         except Exception as error:
-            await _send_event(send_last, {"error": failure(error)[1]}, more=False)
+            await _send_event(send, {"error": failure(error)[1]}, more=False)
 
 
 class WholeResponse(Response):

@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from models.errors import BadInput
+from models.errors import BadInput, first_line
 from serving.fields import JsonField
 
 
@@ -42,8 +43,9 @@ async def read_uploads(
             for name in form.keys() & known.keys():
                 fields[name] = _value(name, form.getlist(name), known[name])
             return fields
-    except HTTPException as error:
-        raise BadInput("the form cannot be read", got=error.detail, expected=wanted) from error
+    except (HTTPException, MultiPartException) as error:  # Starlette's, inside a route and outside
+        got = getattr(error, "detail", None) or first_line(error)
+        raise BadInput("the form cannot be read", got=got, expected=wanted) from error
 
 
 def _value(name: str, given: list[Any], field: JsonField) -> Any:

@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "serving": (
         "models.signature", "models.errors", "models.codec", "models.recurrence",
         "pipeline.blessed", "pipeline.bundle", "pipeline.backends", "pipeline.cases",
-        "pipeline.values", "serving",
+        "pipeline.compare", "pipeline.values", "serving",
     ),
-    "flows": ("models", "pipeline", "flows", "serving.launch", "serving.opening", "serving.ask"),
+    "flows": ("models", "pipeline", "flows", "serving.launch", "serving.opening", "serving.ask",
+        "serving.client", "serving.keys", "serving.tls", "serving.tuning"),
 }  # fmt: skip
 # Torch ends where the graph begins.
 MAY_IMPORT_TORCH = (

@@ -73,6 +73,10 @@ class Backend(Protocol):
         """Open what `build` made, exactly as it will be served."""
         ...
 
+    def as_written(self, model: Path) -> Session:
+        """Open a graph to be run node by node, as it is written."""
+        ...
+
     def effective(
         self,
         folder: Path,

@@ -113,6 +113,12 @@ def open(folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> 
     return OrtSession(_session(folder, options, _settings(options)))
 
 
+def as_written(model: Path) -> OrtSession:
+    settings = _settings(_OPTIONS)
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return OrtSession(ort.InferenceSession(str(model), settings, providers=_OPTIONS["providers"]))
+
+
 def effective(
     folder: Path, files: Mapping[str, str], options: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Arrays]:

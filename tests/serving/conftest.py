@@ -193,7 +193,7 @@ def write_model(
     )  # fmt: skip
 
 
-def _make_bundle(
+def make_bundle(
     folder: Path,
     name: str,
     signature: Signature,
@@ -232,14 +232,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image=ImageInput(name="image", height=28, width=28), classes=CLASSES, scores="probabilities"
     )
     folder = tmp_path_factory.mktemp("digits")
-    return _make_bundle(folder, "digits", DIGITS, _digits_graph(), codec, _digits)
+    return make_bundle(folder, "digits", DIGITS, _digits_graph(), codec, _digits)
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of two inputs and two outputs, with a second varying axis and no classes."""
     folder = tmp_path_factory.mktemp("pair")
-    return _make_bundle(folder, "pair", PAIR, _pair_graph(), Codec(), _pair)
+    return make_bundle(folder, "pair", PAIR, _pair_graph(), Codec(), _pair)
 
 
 @pytest.fixture(scope="session")
@@ -247,7 +247,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that reads plain text, and says whether it is an offer."""
     codec = Codec(text=TEXT, classes=("chat", "offer"), scores="probabilities")
     folder = tmp_path_factory.mktemp("words")
-    return _make_bundle(folder, "words", WORDS, _words_graph(), codec, _words)
+    return make_bundle(folder, "words", WORDS, _words_graph(), codec, _words)
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +255,7 @@ def level(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that answers one number a row."""
     folder = tmp_path_factory.mktemp("level")
     codec = Codec(values="value", unit="mg/dl")
-    return _make_bundle(folder, "level", LEVEL, _level_graph(), codec, _level)
+    return make_bundle(folder, "level", LEVEL, _level_graph(), codec, _level)
 
 
 # What a serving process must never load.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from models.errors import BadInput, Overloaded
 from models.signature import Arrays, Axis, Signature, TensorSpec
-from serving.batcher import Batcher
+from serving.batcher import INLINE, Batcher, Bounds
+from serving.pace import Pace, size_of
 
 BATCH = Axis("batch", 1, 4, 8)
 LENGTH = Axis("length", 1, 2, 3)
@@ -30,6 +31,16 @@ def double(inputs: Arrays) -> Arrays:
 def rows(count: int, length: int = 2, start: float = 0) -> Arrays:
     values = np.arange(count * length, dtype=np.float32) + np.float32(start)
     return {"x": values.reshape(count, length)}
+
+
+def paced(seconds: float) -> Pace:
+    """An engine that is known to take so long for one row of two numbers."""
+    pace = Pace()
+    pace.learn(size_of(rows(1)), seconds)
+    return pace
+
+
+SHORT, LONG = paced(INLINE / 1000), paced(INLINE * 1000)
 
 
 class Gate:
@@ -56,10 +67,11 @@ class Gate:
 @given(
     asked=st.lists(
         st.tuples(st.integers(1, 8), st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=20
-    )
+    ),
+    seconds=st.sampled_from([INLINE / 1000, INLINE / 4, INLINE * 2]),
 )
 def test_answers_equal_direct_calls_whatever_the_interleaving(
-    asked: list[tuple[int, int, int]],
+    asked: list[tuple[int, int, int]], seconds: float
 ) -> None:
     async def ask(batcher: Batcher, number: int, count: int, length: int, turns: int) -> None:
         for _ in range(turns):
@@ -68,8 +80,12 @@ def test_answers_equal_direct_calls_whatever_the_interleaving(
         answer = await batcher.predict(inputs)
         np.testing.assert_array_equal(answer["y"], double(inputs)["y"])
 
+    def bounded(inputs: Arrays) -> Arrays:
+        assert len(inputs["x"]) <= BATCH.max
+        return double(inputs)
+
     async def main() -> None:
-        batcher = Batcher(double, MATRIX)
+        batcher = Batcher(bounded, MATRIX, pace=paced(seconds))
         await asyncio.gather(*(ask(batcher, i, *facts) for i, facts in enumerate(asked)))
         await batcher.close()
 
@@ -149,7 +165,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_leaves_it() -> None:
     gate = Gate()
 
     async def main() -> None:
-        batcher = Batcher(gate, MATRIX, queue=2)
+        batcher = Batcher(gate, MATRIX, Bounds(requests=2))
         first = await gate.hold(batcher)
         waiting = [asyncio.create_task(batcher.predict(rows(1))) for _ in range(2)]
         await asyncio.sleep(0)
@@ -181,3 +197,235 @@ def test_without_a_batch_axis_requests_run_one_by_one() -> None:
     answers = asyncio.run(main())
     assert [answer["y"].tolist() for answer in answers] == [[0, 0], [2, 2], [4, 4]]
     assert gate.calls == [(2,)] * 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_who_is_cancelled_while_waiting_is_not_run_and_the_others_are(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    gone = data.draw(st.sets(st.integers(0, count - 1)))
+    gate = Gate()
+    seen: list[float] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        seen.extend(inputs["x"][:, 0].tolist())
+        return gate(inputs)
+
+    async def main() -> Sequence[object]:
+        batcher = Batcher(run, MATRIX)
+        first = await gate.hold(batcher)
+        tasks = [asyncio.create_task(batcher.predict(rows(1, start=n + 1))) for n in range(count)]
+        await asyncio.sleep(0)
+        for number in gone:
+            tasks[number].cancel()
+        await asyncio.sleep(0)
+        gate.open.set()
+        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+        await batcher.close()
+        return results[1:]
+
+    results = asyncio.run(main())
+    assert seen == [0, *(n + 1 for n in range(count) if n not in gone)]
+    assert [isinstance(r, asyncio.CancelledError) for r in results] == [
+        n in gone for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("pace", "inline"), [(SHORT, True), (LONG, False), (Pace(), False)])
+def test_a_short_batch_is_run_in_the_loop_and_any_other_in_the_thread(
+    pace: Pace, inline: bool
+) -> None:
+    seen: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        seen.append(threading.get_ident())
+        return double(inputs)
+
+    async def main() -> None:
+        batcher = Batcher(run, MATRIX, pace=pace)
+        await batcher.predict(rows(1))
+        await batcher.close()
+
+    asyncio.run(main())
+    assert (seen == [threading.get_ident()]) == inline
+
+
+def test_what_arrives_in_one_turn_of_the_loop_shares_a_short_batch() -> None:
+    calls: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        calls.append(len(inputs["x"]))
+        return double(inputs)
+
+    async def main() -> None:
+        batcher = Batcher(run, MATRIX, pace=SHORT)
+        await asyncio.gather(*(batcher.predict(rows(1)) for _ in range(11)))
+        await batcher.close()
+
+    asyncio.run(main())
+    assert calls == [8, 3]
+
+
+def test_no_more_rows_are_put_together_than_pay() -> None:
+    calls: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        calls.append(len(inputs["x"]))
+        return double(inputs)
+
+    async def main() -> None:
+        batcher = Batcher(run, MATRIX, most=3, pace=SHORT)
+        await asyncio.gather(*(batcher.predict(rows(n)) for n in (1, 1, 1, 1, 7, 2)))
+        await batcher.close()
+
+    asyncio.run(main())
+    assert calls == [3, 3, 7]  # who asks for more alone gets them: 1 + 2 behind the first three
+
+
+def test_others_get_their_turn_between_short_batches() -> None:
+    events: list[str] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        events.append("batch")
+        return double(inputs)
+
+    async def tick(turns: int) -> None:
+        for _ in range(turns):
+            events.append("turn")
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        batcher = Batcher(run, MATRIX, most=1, pace=SHORT)
+        asked = [asyncio.create_task(batcher.predict(rows(1))) for _ in range(5)]
+        await tick(10)
+        await asyncio.gather(*asked)
+        await batcher.close()
+
+    asyncio.run(main())
+    assert events.count("batch") == 5
+    assert "batch batch" not in " ".join(events)
+
+
+def test_a_lone_request_is_passed_through_and_answers_are_views() -> None:
+    given: list[np.ndarray] = []
+    answered: list[np.ndarray] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        given.append(inputs["x"])
+        answered.append(inputs["x"] * 2)
+        return {"y": answered[-1]}
+
+    async def main() -> list[Arrays]:
+        batcher = Batcher(run, MATRIX, pace=SHORT)
+        alone = rows(2)
+        answers = [await batcher.predict(alone)]
+        assert given[0] is alone["x"]
+        answers += await asyncio.gather(*(batcher.predict(rows(2)) for _ in range(3)))
+        await batcher.close()
+        return answers
+
+    first, *others = asyncio.run(main())
+    assert first["y"] is answered[0]
+    assert len(answered) == 2
+    assert all(np.shares_memory(answer["y"], answered[1]) for answer in others)
+
+
+def test_a_queue_is_bounded_in_bytes() -> None:
+    gate = Gate()
+    room = size_of(rows(3))
+
+    async def main() -> None:
+        batcher = Batcher(gate, MATRIX, Bounds(bytes=room))
+        first = await gate.hold(batcher)
+        large = asyncio.create_task(batcher.predict(rows(8)))  # alone, it may wait
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="bytes"):
+            await batcher.predict(rows(1))
+        large.cancel()
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(batcher.predict(rows(n))) for n in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="bytes"):
+            await batcher.predict(rows(1))
+        gate.open.set()
+        await asyncio.gather(first, *others)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_who_would_wait_too_long_is_refused_at_once_and_nobody_at_an_idle_engine() -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        # A batch of one row is expected to take 1 s: with one running, one more may wait.
+        batcher = Batcher(gate, MATRIX, Bounds(wait=1.5), pace=paced(1.0))
+        first = await gate.hold(batcher)
+        second = asyncio.create_task(batcher.predict(rows(1)))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(Overloaded, match="wait would be too long"):
+                await batcher.predict(rows(1))
+        with pytest.raises(Overloaded, match="wait would be too long"):
+            batcher.check_room()
+        gate.open.set()
+        await asyncio.gather(first, second)
+        batcher.check_room()  # recovered
+        await batcher.predict(rows(8))  # which takes longer than any wait, and waits for nobody
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_batch_waits_for_more_where_it_may_until_it_is_full() -> None:
+    calls: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        calls.append(len(inputs["x"]))
+        return double(inputs)
+
+    async def main() -> None:
+        batcher = Batcher(run, MATRIX, Bounds(patience=60), pace=SHORT)
+        asked = []
+        for count in (3, 3, 2):
+            assert calls == []
+            asked.append(asyncio.create_task(batcher.predict(rows(count))))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+        assert calls == [8]
+        last = asyncio.create_task(batcher.predict(rows(1)))
+        await asyncio.sleep(0)
+        await batcher.close()  # which waits for nobody any more
+        await last
+
+    asyncio.run(main())
+    assert calls == [8, 1]
+
+
+def test_a_lone_request_is_answered_when_the_patience_is_over() -> None:
+    async def main() -> Arrays:
+        batcher = Batcher(double, MATRIX, Bounds(patience=0.001), pace=SHORT)
+        answer = await asyncio.wait_for(batcher.predict(rows(1)), 30)
+        await batcher.close()
+        return answer
+
+    np.testing.assert_array_equal(asyncio.run(main())["y"], double(rows(1))["y"])
+
+
+@pytest.mark.parametrize("pace", [SHORT, LONG])
+def test_every_batch_is_reported(pace: Pace) -> None:
+    told: list[tuple[int, int]] = []
+
+    def report(count: int, waited: Sequence[float], seconds: float) -> None:
+        assert all(0 <= time < 30 for time in waited)
+        assert 0 <= seconds < 30
+        told.append((count, len(waited)))
+
+    async def main() -> None:
+        batcher = Batcher(double, MATRIX, pace=pace, report=report)
+        await asyncio.gather(*(batcher.predict(rows(n)) for n in (1, 2, 4)))
+        await batcher.close()
+
+    asyncio.run(main())
+    assert told == [(7, 3)]

@@ -57,7 +57,7 @@ def client(seen: list[str]) -> TestClient:
     )
     settings = Settings(largest_body=100, timeout=0.2)
     runtime: Any = SimpleNamespace(
-        settings=settings, telemetry=Telemetry(), gate=Gate(settings), models=None
+        settings=settings, telemetry=Telemetry(), gate=Gate(settings), models=None, draining=False
     )
     return TestClient(front(app, lambda: runtime))
 

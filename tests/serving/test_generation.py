@@ -372,3 +372,21 @@ def test_a_text_ends_before_its_stop_string() -> None:
     assert "".join(piece.text for piece in pieces) == whole[:at]
     assert pieces[-1].finish == "stop"
     assert pieces[-1].tokens == at + len(stop)
+
+
+def test_every_step_is_reported() -> None:
+    told: list[tuple[int, int]] = []
+
+    async def main() -> list[tuple[int, int]]:
+        engine = Engine(RNN)
+        batcher = ContinuousBatcher(
+            engine.run, RNN.signature, RNN.generation,
+            report=lambda rows, waited, seconds: told.append((rows, len(waited))),
+        )  # fmt: skip
+        try:
+            await asyncio.wait_for(read_all(batcher, [greedy("a", 5), greedy("b", 9)]), 20)
+        finally:
+            await batcher.close()
+        return engine.calls
+
+    assert told == [(rows, 0) for rows, _ in asyncio.run(main())]

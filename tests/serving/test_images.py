@@ -9,12 +9,13 @@ import zlib
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from models.codec import ImageInput
 from models.errors import BadInput
-from serving.images import LARGEST_UPLOAD, read_image
+from serving.images import LARGEST_PICTURE, LARGEST_UPLOAD, MOST_PARTS, MOST_SCANS, read_image
 
 GREY = ImageInput(name="image", height=5, width=4)
 COLOUR = ImageInput(name="image", height=5, width=4, channels=3)
@@ -66,26 +67,35 @@ def test_a_camera_that_was_turned_is_turned_back() -> None:
     np.testing.assert_array_equal(read[0, 0, :, -1], np.ones(5, np.float32))
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it has these many pixels."""
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
 
+def bomb(width: int, height: int, *more: bytes, rows: bytes = b"") -> bytes:
+    """A PNG of a few bytes that says it has these many pixels, with more chunks."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
 
 
-@pytest.mark.parametrize("size", [(8000, 8000), (60000, 60000)])
+def scanned(more: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = encoded(Image.effect_noise((64, 64), 50), "JPEG", progressive=True)
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * more + data[-2:]
+
+
+# Formats that Pillow reads and that nobody here may send.
+FOREIGN = ("BMP", "PPM", "WEBP", "ICO", "TGA", "PDF", "EPS", "ICNS", "PCX", "SGI", "DDS", "SPIDER")
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (60000, 60000)])
 def test_an_image_bomb_is_refused_undecoded(size: tuple[int, int]) -> None:
-    with pytest.raises(BadInput, match=r"too large.*expected at most 50000000 pixels"):
+    with pytest.raises(BadInput, match=rf"too large.*expected at most {LARGEST_PICTURE} pixels"):
         read_image(bomb(*size), GREY)
 
 
@@ -100,8 +110,51 @@ def test_an_image_bomb_is_refused_undecoded(size: tuple[int, int]) -> None:
         (encoded(Image.effect_noise((99, 99), 50))[:2000], "corrupt"),
         (encoded(Image.effect_noise((99, 99), 50), "JPEG")[:900], "corrupt"),
         (bytes(LARGEST_UPLOAD + 1), "too large"),
+        (scanned(MOST_SCANS), "too many scans"),
+        (bomb(4, 5, chunk(b"tEXt", b"k\0v") * MOST_PARTS), "too many parts"),
+        (b"\xff\xd8" + b"\xff\xfe\0\2" * (MOST_PARTS + 3), "too many parts"),
+        # 50 MB of nothing in 50 kB, as a text, a profile, and many texts
+        (bomb(4, 5, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50 * 2**20)))), "corrupt"),
+        (bomb(4, 5, chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50 * 2**20)))), "corrupt"),
+        (bomb(4, 5, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**20))) * 70), "corrupt"),
+        *((encoded(Image.new("RGB", (9, 9)), kind), "expected a PNG or JPEG") for kind in FOREIGN),
     ],
 )
 def test_what_is_no_sound_picture_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         read_image(data, GREY)
+
+
+def test_the_limit_of_pixels_is_the_callers() -> None:
+    picture = encoded(Image.new("L", (10, 10), 51))
+    np.testing.assert_allclose(read_image(picture, GREY, largest=100), 0.2, rtol=1e-6)
+    with pytest.raises(BadInput, match="10 x 10 pixels, expected at most 99 pixels"):
+        read_image(picture, GREY, largest=99)
+
+
+def test_a_sound_progressive_picture_of_many_scans_is_read() -> None:
+    data = scanned(MOST_SCANS - 10)
+    assert data.count(b"\xff\xda") > 20
+    assert read_image(data, GREY).shape == (1, 1, 5, 4)
+
+
+@pytest.mark.parametrize("format", ["PNG", "MPO"])
+def test_of_several_pictures_the_first_is_read(format: str) -> None:
+    """Animated PNGs, and the several pictures that telephones put into one JPEG."""
+    frames = [Image.new("RGB", (9, 9), (51,) * 3), Image.new("RGB", (9, 9), (255,) * 3)]
+    data = encoded(frames[0], format, save_all=True, append_images=[frames[1]] * 5)
+    with Image.open(io.BytesIO(data)) as several:
+        assert getattr(several, "n_frames", 1) == 6
+    np.testing.assert_allclose(read_image(data, COLOUR), 0.2, atol=1e-2)
+
+
+@given(st.binary(max_size=300), st.integers(0, 600), st.booleans())
+def test_no_damage_escapes_as_another_error(noise: bytes, place: int, png: bool) -> None:
+    sound = encoded(Image.effect_noise((30, 30), 50), "PNG" if png else "JPEG")
+    damaged = sound[:place] + noise + sound[place + len(noise) :]
+    try:
+        read = read_image(damaged, GREY)
+    except BadInput:
+        return
+    assert read.shape == (1, 1, 5, 4)
+    assert read.min() >= 0 <= read.max() <= 1

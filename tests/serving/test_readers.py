@@ -58,7 +58,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         # Its metrics can be registered but once in a process, and another test may have a server.
         app: Any = bentoml.Service.to_asgi(service.Sequence)
         app.user_middleware = [m for m in app.user_middleware if "Metrics" not in m.cls.__name__]
-        fronted = front(app, served)
+        fronted = front(app, served, service.Sequence)
         server = uvicorn.Server(uvicorn.Config(fronted, port=port, log_level="error"))
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -20,6 +23,7 @@ from serving.launch import serve
 from serving.opening import open_bundles, open_session
 from serving.predictor import LOADING
 from serving.runtime import free_port
+from serving.workers import SHARED, lives, workers
 from tests.serving.conftest import DIGITS, TARGET, write_manifest
 
 
@@ -78,7 +82,7 @@ def test_the_server_stays_live_not_ready_and_says_why(client: TestClient) -> Non
     assert "does not reproduce its recorded case 'batch=1'" in ready.json()["error"]
     assert client.get("/v2/health/live").status_code == 200
     assert client.get("/livez").status_code == 200
-    for path in ("/v2/health/ready", "/readyz"):
+    for path in ("/v2/health/ready", "/readyz", "/startupz"):
         assert client.get(path).status_code == 503
     for path in ("/v2/models/digits/infer", "/predict"):
         response = client.post(path, json={"inputs": {"image": np.zeros((1, 1, 28, 28)).tolist()}})
@@ -124,3 +128,44 @@ def test_a_codec_that_does_not_fit_is_refused(copy: Path, codec: Any, said: str)
     write_manifest(copy, signature=DIGITS)
     with pytest.raises(BundleError, match=said):
         open_bundles([copy])
+
+
+def test_a_sound_server_has_started_is_live_and_ready(http: httpx.Client) -> None:
+    for path in ("/startupz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert http.get(path).status_code == 200, path
+    assert http.get("/v2/models/digits/ready").status_code == 200
+
+
+def test_all_workers_were_ready_when_the_last_one_is(tmp_path: Path) -> None:
+    (tmp_path / "ready").mkdir()
+    crew = workers(2, {SHARED: str(tmp_path)})
+    assert not crew.any()
+    crew.join()  # this process
+    assert crew.any()
+    assert not crew.were_all()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (tmp_path / "ready" / str(other.pid)).touch()
+        crew.join()
+        assert crew.were_all()
+        other.communicate(b"\n")
+    assert not lives(other.pid)
+    crew.leave()
+    assert not crew.any()  # whoever died is not counted, and
+    assert crew.were_all()  # nobody has to start again for it
+
+
+def test_one_that_died_before_the_last_was_ready_is_waited_for(tmp_path: Path) -> None:
+    crew = workers(2, {SHARED: str(tmp_path)})
+    with subprocess.Popen([sys.executable, "-c", ""]) as other:
+        pass
+    (tmp_path / "ready").mkdir()
+    (tmp_path / "ready" / str(other.pid)).touch()
+    crew.join()
+    assert not crew.were_all()
+
+
+def test_a_process_without_a_supervisor_is_alone() -> None:
+    crew = workers(1, {})
+    crew.join()
+    assert crew.were_all()
+    assert not crew.any()

@@ -124,7 +124,9 @@ def test_grpc_refuses_and_names_input_got_and_expected(server: Server, case: str
         (b"123", {"Inference-Header-Content-Length": "0"}, ["'image'", "3", "multiple of 3136"]),
         (b"garbage", {"Content-Encoding": "gzip"}, ["corrupt"]),
         (zlib.compress(b"{}")[:-1], {"Content-Encoding": "deflate"}, ["truncated"]),
-        (b"{}", {"Content-Encoding": "br"}, ["encoding", "'br'", "gzip"]),
+        (b"{}", {"Inference-Header-Content-Length": "9" * 5000}, ["not a number"]),
+        (b'{"inputs": [{"name": "\\ud800"}]}', {}, [r"input '\ud800' is unknown"]),
+        (b'{"id": "\\ud800", "inputs": []}', {}, ["'id' holds half a character"]),
     ],
 )
 def test_rest_refuses_what_is_no_request(
@@ -135,6 +137,24 @@ def test_rest_refuses_what_is_no_request(
     for words in said:
         assert words in response.json()["error"]
     assert_alive(http)
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"Content-Encoding": "br"}, ["encoding", "'br'", "gzip"]),
+        ({"Content-Type": "text/plain"}, ["content type", "'text/plain'", "application/json"]),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, ["application/octet-stream"]),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, ["content type"]),
+    ],
+)
+def test_rest_refuses_media_it_does_not_read(
+    http: httpx.Client, headers: dict[str, str], said: list[str]
+) -> None:
+    response = http.post(INFER, content=b"{}", headers=headers)
+    assert response.status_code == 415, response.text
+    for words in said:
+        assert words in response.json()["error"]
 
 
 def test_truncated_binary_is_refused(http: httpx.Client, server: Server) -> None:
@@ -193,7 +213,7 @@ def test_grpc_refuses_raw_beside_typed_contents_and_garbage(server: Server) -> N
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff")
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # pyright: ignore[reportAttributeAccessIssue]
-        unknown = channel.unary_unary("/inference.GRPCInferenceService/ModelConfig")
+        unknown = channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")
         with pytest.raises(grpc.RpcError) as caught:
             unknown(b"")
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED  # pyright: ignore[reportAttributeAccessIssue]

@@ -69,7 +69,7 @@ def test_an_answer_reads_back_as_a_question(
     header = orjson.loads(body[:length])
     request = {"inputs": header["outputs"]} | ({"id": header["id"]} if "id" in header else {})
     sent = orjson.dumps(request)
-    split = None if length is None else str(len(sent))
+    split = None if length is None else str(len(sent)).encode()
     question = read_question(signature, sent + (body[length:] if length else b""), split)
     assert question.inputs["x"].tobytes() == array.tobytes()
     assert question.id == id
