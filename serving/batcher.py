@@ -1,6 +1,7 @@
 """One queue before one engine: what arrives while the engine works is answered together next.
 
-An idle engine takes a lone request at once, so nobody waits for a batch to fill. A batch that is
+An idle engine takes a lone request at once, so nobody waits for a batch to fill unless the process
+has more to do than it can. A batch that is
 shorter than a thread's hop is worth is run in the event loop itself, one between two of its turns.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 from models.errors import Overloaded
 from models.signature import BATCH, Arrays, Signature
 from serving.calls import CALL, Call
-from serving.pace import Pace, size_of
+from serving.pace import Linger, Pace, size_of
 
 # Seconds: a longer batch keeps the event loop from others for longer than a hop costs.
 INLINE = 0.001
@@ -76,6 +77,7 @@ class Batcher:
         self._most = min(most or largest, largest)
         self._bounds = bounds or Bounds()
         self._pace = pace or Pace()
+        self._linger = Linger()
         self._report = report
         self._lock = threading.Lock()  # over what the loop and the engine's thread both change
         self._waiting: list[_Waiting] = []
@@ -143,9 +145,7 @@ class Batcher:
         """Have the next batch taken after what the event loop has at hand, which may join it."""
         if self._running or not self._waiting:
             return
-        delay = 0.0
-        if self._bounds.patience and self._rows < self._most and not self._closing:
-            delay = self._waiting[0].since + self._bounds.patience - time.perf_counter()
+        delay = self._delay()
         if self._next is not None:
             if delay > 0 or not self._patient:
                 return
@@ -156,11 +156,23 @@ class Batcher:
             loop.call_later(delay, self._dispatch) if delay > 0 else loop.call_soon(self._dispatch)
         )
 
+    def _delay(self) -> float:
+        """Seconds until the next batch is to be taken, for which others may still come."""
+        if self._rows >= self._most or self._closing:
+            return 0.0
+        now, first = time.perf_counter(), self._waiting[0].since
+        until = first + self._bounds.patience
+        if self._pace.seconds(self._size) < INLINE:
+            until = max(until, first + self._linger.seconds)
+        return until - now
+
     def _dispatch(self) -> None:
         self._next = None
         batch = self._take()
         if not batch:
             return
+        if self._patient:
+            self._linger.learn(len(batch))
         if self._expected(batch) < INLINE:
             self._deliver(batch, [], *self._answer(batch))
             return

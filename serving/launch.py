@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import json
 import os
@@ -36,6 +37,7 @@ from serving.workers import SHARED, Workers, workers
 # How long a server may take to become ready, and to answer what is in flight when it ends: twice
 # what it gives the calls itself.
 PATIENCE = 120.0
+_PIECE = 1 << 16  # bytes
 GRACE = 2 * DRAINED
 _OPTIONS = ("--quiet", "--timeout-graceful-shutdown", f"{DRAINED:.0f}")
 
@@ -46,7 +48,7 @@ class Server:
 
     http: str
     grpc: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     workers: Workers
 
     def look(self) -> None:
@@ -116,8 +118,6 @@ def serve(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             # Ctrl-C reaches this process alone, which then ends the server in order.
             start_new_session=True,
         )
@@ -165,15 +165,20 @@ def _check(folders: Sequence[Path], target: str) -> list[Bundle]:
     return bundles
 
 
-def _listen(process: subprocess.Popen[str], said: deque[str]) -> None:
-    """Pass on what the server says, and keep the end of it."""
+def _listen(process: subprocess.Popen[bytes], said: deque[str]) -> None:
+    """Pass on what the server says, as much at a time as there is, and keep the end of it."""
     assert process.stdout is not None
-    with process.stdout as lines:
-        for line in lines:
-            said.append(line.rstrip())
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    rest = ""
+    with process.stdout as pipe:
+        while piece := os.read(pipe.fileno(), _PIECE):
+            text = decode(piece)
+            *lines, rest = (rest + text).split("\n")
+            said.extend(lines)
             with suppress(OSError, ValueError):  # nobody reads any more; the server goes on
-                sys.stderr.write(line)
+                sys.stderr.write(text)
                 sys.stderr.flush()
+    said.append(rest)
 
 
 def _wait_ready(
@@ -208,7 +213,7 @@ def _wait_ready(
     raise ServingFailed(f"the server is not ready after {PATIENCE:g} seconds: {problem}")
 
 
-def end(process: subprocess.Popen[str], drain: float = 0.0) -> None:
+def end(process: subprocess.Popen[bytes], drain: float = 0.0) -> None:
     """Ask a server to end, that drains for so many seconds; after a grace period kill its rest."""
     try:
         process.terminate()

@@ -20,6 +20,14 @@ ROUNDS = 5
 TURN = 1e-4  # seconds
 # A larger batch has to be faster per row by this much: it keeps everybody in it waiting longer.
 WORTH = 0.05
+# Of waiting for company, measured with the smallest classifier over gRPC.
+WINDOW = 0.05  # seconds over which is measured whether a process is idle
+FULL = 0.9  # of a core's time, used in it
+LINGER = 0.001  # seconds, the least that the event loop's timers tell apart
+PAUSE = 0.5  # seconds
+COMPANY = 5.0  # requests, hoped for at first
+MUCH = 6.0  # requests, from which on twice the wait brings still more
+_LATEST = 0.1  # of the latest batch in their moving average
 _WEIGHT = 0.1  # of the latest batch in the moving average
 
 
@@ -43,6 +51,39 @@ class Pace:
         kind, rate = size.bit_length(), seconds / max(size, 1)
         before = self._rates.get(kind, rate)
         self._rates[kind] = before + _WEIGHT * (rate - before)
+
+
+class Linger:
+    """How long a batch of a small engine waits for company, in a process that is never idle.
+
+    What a batch costs beside the engine, turns of the event loop and wake-ups, is then paid but
+    once. Where hardly any comes it is not tried again for a while, and
+    where much comes it waits for more.
+    """
+
+    def __init__(self) -> None:
+        self._since, self._used = time.perf_counter(), time.process_time()
+        self._full = False
+        self._company = COMPANY  # moving average of the requests in a batch that has waited
+        self._again = 0.0  # when it may be tried
+
+    @property
+    def seconds(self) -> float:
+        """How long to wait from now on; 0 where every request can be answered by itself."""
+        now = time.perf_counter()
+        if now - self._since > WINDOW:
+            used = time.process_time()
+            self._full = used - self._used > FULL * (now - self._since)
+            self._since, self._used = now, used
+        if not self._full or now < self._again:
+            return 0.0
+        return LINGER if self._company < MUCH else 2 * LINGER
+
+    def learn(self, company: int) -> None:
+        """A batch that has waited came to so many requests."""
+        self._company += _LATEST * (company - self._company)
+        if self._company < 2:
+            self._company, self._again = COMPANY, time.perf_counter() + PAUSE
 
 
 def size_of(arrays: Arrays) -> int:

@@ -67,7 +67,6 @@ def served(
         },
         cwd=folder,
         start_new_session=True,
-        text=True,
     )
     address = f"http://127.0.0.1:{port}"
     try:
