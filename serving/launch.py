@@ -84,7 +84,7 @@ def serve(
     """
     _check_host(host)
     bundles = _check(folders, target)
-    port, grpc_port = port or free_port(host), grpc_port or free_port(host)
+    port, grpc_port = _ports(host, port, grpc_port)
     check_port(host, port, "HTTP")
     check_port(host, grpc_port, "gRPC")
     address = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
@@ -140,6 +140,16 @@ def serve(
 def _absolute(more: dict[str, Any]) -> dict[str, Any]:
     """The same settings for a server that is started in another folder."""
     return {k: v.absolute() if isinstance(v, Path) else v for k, v in more.items()}
+
+
+def _ports(host: str, port: int, grpc_port: int) -> tuple[int, int]:
+    """Both ports, of which 0 is any free one; the system may offer the same one twice."""
+    if port == grpc_port != 0:
+        raise BadSetting("REST and gRPC cannot share a port", got=port, expected="one for each")
+    port = port or free_port(host)
+    while grpc_port in (0, port):
+        grpc_port = free_port(host)
+    return port, grpc_port
 
 
 def _check_host(host: str) -> None:

@@ -76,6 +76,11 @@ with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
         urllib.request.urlopen(f"{address}/v2/health/live", timeout=5)
 
 
+def test_both_transports_need_a_port_of_their_own(digits: Path) -> None:
+    with pytest.raises(BadSetting, match="cannot share a port: got 3100"):
+        serve([digits], port=3100, grpc_port=3100).__enter__()
+
+
 def test_settings_come_from_the_environment(digits: Path, tmp_path: Path) -> None:
     assert read_settings({}, tmp_path).bundles == ()
     assert read_settings({}, digits).bundles == (digits,)
