@@ -38,6 +38,8 @@ class Call:
     started: float = field(default_factory=time.perf_counter)
 
 
+_LONGEST_ID = 128
+
 # The call that this task answers: who chooses a model notes it there.
 CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
@@ -46,6 +48,11 @@ def new_id() -> str:
     """An id for a request that came without one."""
     # It names a request and protects nothing: no system call for it.
     return f"{random.getrandbits(128):032x}"
+
+
+def sound_id(id: str) -> bool:
+    """Whether a client's id can stand in a header and a log."""
+    return 0 < len(id) <= _LONGEST_ID and id.isascii() and id.isprintable()
 
 
 def note_model(name: str, version: str) -> None:

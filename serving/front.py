@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.errors import TimedOut
 from serving import playground_routes
 from serving.bodies import Lines, pack, read_body
-from serving.calls import CALL, Call, new_id
+from serving.calls import CALL, Call, new_id, sound_id
 from serving.connections import bound_connections
 from serving.inference_rest import Answer, Match, match, refused, wrong_method
 from serving.openapi import PATH, document
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 REQUEST_ID = b"x-request-id"
 _CLOSE = (b"connection", b"close")
-_LONGEST_ID = 128
 _REPLACED = "TimeoutMiddleware"
 _READINESS = "readyz"
 _WITH_BODY = ("POST", "PUT", "PATCH")
@@ -202,8 +201,7 @@ def _plain(scope: Scope) -> Scope:
 def _id(header: Lines) -> str:
     """The request's own id, if it is one that can stand in a header and a log, or a new one."""
     given = header.get(REQUEST_ID, b"").decode("latin-1")
-    fits = given and len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
-    return given if fits else new_id()
+    return given if sound_id(given) else new_id()
 
 
 def _late(seconds: float) -> TimedOut:

@@ -17,7 +17,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from models.errors import BadInput, NotReady, TimedOut, TooLarge
-from serving.calls import CALL, Call, new_id
+from serving.calls import CALL, Call, new_id, sound_id
 from serving.failures import failure
 from serving.gate import PROBES
 from serving.settings import Settings
@@ -30,7 +30,6 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 Answer = Callable[[Any], Awaitable[Any]]
 
 REQUEST_ID = "x-request-id"
-_LONGEST_ID = 128
 # Of an error's text, which travels in a header: those are bounded, and a character takes up to 12.
 _LONGEST_TEXT = 512
 # The first bytes of gzip and of zlib. No message of the protocol begins so: the one would be of a
@@ -119,7 +118,7 @@ def arrive(route: str, context: Context) -> tuple[Call, Metadata]:
     given = header(metadata, REQUEST_ID)
     peer = context.peer().partition(":")[2].rpartition(":")[0]
     client = unquote(peer).strip("[]") if "%" in peer else peer
-    return Call("grpc", route, id=given if _sound(given) else "", client=client), metadata
+    return Call("grpc", route, id=given if sound_id(given) else "", client=client), metadata
 
 
 def header(metadata: Metadata, name: str) -> str:
@@ -134,7 +133,7 @@ def name_call(call: Call, request: Any) -> None:
     """Give a call without an id its request's, or a new one."""
     if not call.id:
         given = getattr(request, "id", "")
-        call.id = given if _sound(given) else new_id()
+        call.id = given if sound_id(given) else new_id()
 
 
 async def parse(request_type: Any, raw: bytes, largest: int) -> Any:
@@ -167,11 +166,6 @@ def ended_by(context: Context) -> str:
     """Of a call that was cancelled, the code that its client sees."""
     left = context.time_remaining()
     return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
-
-
-def _sound(id: str) -> bool:
-    """Whether an id can stand in a header and a log."""
-    return 0 < len(id) <= _LONGEST_ID and id.isascii() and id.isprintable()
 
 
 def _unpack(raw: bytes, largest: int) -> bytes:

@@ -143,7 +143,9 @@ def _draw_maps(model: Model, body: bytes) -> Answer:
     wanted = model.codec.image
     if wanted is None or len(model.signature.inputs) > 1:
         raise Unsupported(f"model {model.name!r} is not asked with one picture")
-    found = feature_maps(model.bundle, {wanted.name: read_image(body, wanted)})
+    found = feature_maps(
+        model.bundle, {wanted.name: read_image(body, wanted, largest=model.largest_pixels)}
+    )
     step = -(-max(found.maps.shape[1:]) // _LARGEST_MAP)
     maps = found.maps[:_MOST_MAPS, ::step, ::step]
     share = maps / (np.abs(maps).max() or 1.0)

@@ -32,7 +32,7 @@ from pipeline.values import Engine, OnnxModel, Refusal, TrainedModel
 PUBLISHED: dict[str, Any] = {"image": 224, "channels": 3, "width": 1.0, "epochs": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
     "resnet18": PUBLISHED,
-    "googlenet": PUBLISHED,
+    "googlenet": {},  # at 224 it takes hours to train on a CPU
     "alexnet": {**PUBLISHED, "image": 227},
     "resnet20": {"image": 32, "channels": 3, "width": 1.0, "epochs": 4},
     "resnet56": {"image": 32, "channels": 3, "width": 1.0, "epochs": 4},

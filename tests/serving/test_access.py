@@ -152,3 +152,9 @@ def test_pages_of_other_origins_may_not_read(guarded: Guarded, asked: httpx.Clie
     for method, path in (("GET", "/v2"), ("OPTIONS", "/predict"), ("OPTIONS", "/v2/models/digits")):
         answer = asked.request(method, path, headers=headers)
         assert not [name for name in answer.headers if name.startswith("access-control")]
+    # What a page may send without asking first: a form, or text.
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = asked.post(
+            "/v2/models/digits/infer", content=b"{}", headers={**headers, "Content-Type": kind}
+        )
+        assert answer.status_code == 415, answer.text

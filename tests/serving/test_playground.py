@@ -71,6 +71,7 @@ def test_the_page_may_load_nothing_but_its_own_files(client: httpx.Client) -> No
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"
