@@ -223,7 +223,7 @@ def _wait_ready(
     raise ServingFailed(f"the server is not ready after {PATIENCE:g} seconds: {problem}")
 
 
-def end(process: subprocess.Popen[bytes], drain: float = 0.0) -> None:
+def end(process: subprocess.Popen[Any], drain: float = 0.0) -> None:
     """Ask a server to end, that drains for so many seconds; after a grace period kill its rest."""
     try:
         process.terminate()
