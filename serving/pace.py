@@ -57,12 +57,17 @@ class Linger:
     """How long a batch of a small engine waits for company, in a process that is never idle.
 
     What a batch costs beside the engine, turns of the event loop and wake-ups, is then paid but
-    once. Where hardly any comes it is not tried again for a while, and
-    where much comes it waits for more.
+    once. Where hardly any comes it is not tried again for a while, and where much comes it waits
+    for more. `used` is the process's own time, in seconds like the `clock`'s.
     """
 
-    def __init__(self) -> None:
-        self._since, self._used = time.perf_counter(), time.process_time()
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        used: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._clock, self._spent = clock, used
+        self._since, self._used = clock(), used()
         self._full = False
         self._company = COMPANY  # moving average of the requests in a batch that has waited
         self._again = 0.0  # when it may be tried
@@ -70,9 +75,9 @@ class Linger:
     @property
     def seconds(self) -> float:
         """How long to wait from now on; 0 where every request can be answered by itself."""
-        now = time.perf_counter()
+        now = self._clock()
         if now - self._since > WINDOW:
-            used = time.process_time()
+            used = self._spent()
             self._full = used - self._used > FULL * (now - self._since)
             self._since, self._used = now, used
         if not self._full or now < self._again:
@@ -83,7 +88,7 @@ class Linger:
         """A batch that has waited came to so many requests."""
         self._company += _LATEST * (company - self._company)
         if self._company < 2:
-            self._company, self._again = COMPANY, time.perf_counter() + PAUSE
+            self._company, self._again = COMPANY, self._clock() + PAUSE
 
 
 def size_of(arrays: Arrays) -> int:

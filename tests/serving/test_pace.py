@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.signature import Arrays, Axis, Signature, TensorSpec
 from pipeline.cases import EDGE, HELD_OUT, Case
-from serving.pace import TURN, Pace, find_pace
+from serving.pace import COMPANY, LINGER, MUCH, PAUSE, TURN, WINDOW, Linger, Pace, find_pace
 
 BATCH = Axis("batch", 1, 8, 48)
 ROWS = Signature((TensorSpec("x", "float32", (BATCH, 4)),), (TensorSpec("y", "float32", (BATCH,)),))
@@ -104,3 +104,48 @@ def test_a_size_that_was_never_seen_is_judged_by_the_nearest() -> None:
     pace.learn(2**20, 64.0)
     assert pace.seconds(2048) == 2.0
     assert pace.seconds(2**21) == 128.0
+
+
+class Process:
+    """A clock, and a process that is busy for a share of the time."""
+
+    def __init__(self, share: float) -> None:
+        self.now = 0.0
+        self.share = share
+        self.linger = Linger(lambda: self.now, lambda: self.now * self.share)
+
+    def after(self, seconds: float) -> float:
+        self.now += seconds
+        return self.linger.seconds
+
+
+def test_only_who_is_never_idle_waits_for_company() -> None:
+    assert Process(share=0.5).after(2 * WINDOW) == 0
+    busy = Process(share=1.0)
+    assert busy.after(WINDOW / 2) == 0  # nothing is known yet
+    assert busy.after(WINDOW) == LINGER
+    busy.share = 0.0
+    assert busy.after(2 * WINDOW) == 0
+
+
+def test_where_nobody_comes_it_is_not_tried_for_a_while() -> None:
+    alone = Process(share=1.0)
+    assert alone.after(2 * WINDOW) == LINGER
+    tries = 0
+    while alone.after(LINGER):
+        alone.linger.learn(1)
+        tries += 1
+    assert 1 < tries < 50
+    assert alone.after(PAUSE / 2) == 0
+    assert alone.after(PAUSE) == LINGER
+
+
+def test_where_many_come_it_waits_for_more_and_for_few_no_longer() -> None:
+    crowded = Process(share=1.0)
+    crowded.after(2 * WINDOW)
+    for _ in range(50):
+        crowded.linger.learn(math.ceil(2 * MUCH))
+    assert crowded.after(LINGER) == 2 * LINGER
+    for _ in range(50):
+        crowded.linger.learn(math.floor(COMPANY))
+    assert crowded.after(LINGER) == LINGER
