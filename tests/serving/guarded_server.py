@@ -74,10 +74,10 @@ def serve_listened(patch: pytest.MonkeyPatch, lines: list[str]) -> Callable[...,
     listen = launch._listen
 
     def keep(process: Any, said: Any) -> None:
-        class Kept(type(said)):  # the launcher appends each line to it
-            def append(self, line: str) -> None:
-                lines.append(line + "\n")
-                super().append(line)
+        class Kept(type(said)):  # the launcher extends it by the lines
+            def extend(self, some: list[str]) -> None:
+                lines.extend(f"{line}\n" for line in some)
+                super().extend(some)
 
         listen(process, Kept(said, said.maxlen))
 
