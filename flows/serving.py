@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,11 +18,11 @@ from models.errors import BadSetting, ServingFailed
 from pipeline.bundle import Bundle
 from pipeline.compare import worst_ratio
 from serving.ask import Access, ask, example
+from serving.client import Client
 from serving.keys import add_key
 from serving.launch import Server
 from serving.launch import serve as launch
 from serving.opening import open_bundles
-from serving.tls import pinned
 
 _LONG = ("map", "images", "latent")  # parts of an answer that are too long to print
 _SHOWN = ("class", "probability", "score", "value", "unit")  # of a prediction
@@ -125,23 +124,12 @@ def _check(server: Server, bundle: Bundle, target: str, access: Access) -> dict[
         }
     route, request = example(bundle)
     row["request"] = f"POST {server.http}{route}"
-    answer = _post(f"{server.http}{route}", request, access)
+    with Client(server.http, **vars(access)) as client:
+        answer = client.post(route, request)
     for name in _LONG:
         answer.pop(name, None)
     row["answer"] = answer
     return row
-
-
-def _post(address: str, document: object, access: Access) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"}
-    if access.api_key:
-        headers["Authorization"] = f"Bearer {access.api_key}"
-    tls = pinned(access.ca) if access.ca else None
-    if tls and access.certificate:
-        tls.load_cert_chain(access.certificate)
-    request = urllib.request.Request(address, json.dumps(document).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60, context=tls) as answer:
-        return json.load(answer)
 
 
 def _print_checked(server: Server, rows: list[dict[str, Any]]) -> None:

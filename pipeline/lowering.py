@@ -28,7 +28,7 @@ _ROOM = 0.5
 
 @dataclass(frozen=True)
 class Lowered:
-    """An engine of lower precision that is inside its limits, or why there is none."""
+    """An engine that is inside its limits as far as these choose it, or why there is none."""
 
     built: Built | None
     kept: tuple[str, ...] = ()
@@ -51,13 +51,15 @@ class _Trial:
 
 
 def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Lowered:
-    """Build the engine of a target of lower precision into `out`, with as few fp32 nodes as can be.
+    """Build the engine of a target into `out`, of lower precision with as few fp32 nodes as can be.
 
     At first every node that can be is lowered. Is that too much, each is lowered alone, and the 1,
     2, 4, ... that then do most harm stay in fp32. Judged by validation rows, never by held-out
     ones, and by edge inputs. Raises `BuildFailed`.
     """
     signature, tools = model.signature, backend(target)
+    if target.precision == "fp32":
+        return Lowered(tools.build(model.folder / MODEL, signature, target, out))
     if signature.recurrence is not None:
         return Lowered(None, why="its state would be carried from call to call in less than fp32")
     path = model.folder / VALIDATION_ROWS

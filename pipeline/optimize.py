@@ -47,14 +47,10 @@ def _optimize(
 ) -> Engine | Refusal:
     cases = read_cases(model.folder)
     progress(0, 2, f"building {target.name}")
-    kept: tuple[str, ...] = ()
-    if target.precision == "fp32":
-        built = backend(target).build(model.folder / MODEL, model.signature, target, out)
-    else:
-        lowered = lower(model, target, cases, out)
-        if lowered.built is None:
-            return _refuse(model, target, out, lowered.why)
-        built, kept = lowered.built, lowered.kept
+    lowered = lower(model, target, cases, out)
+    if lowered.built is None:
+        return _refuse(model, target, out, lowered.why)
+    built, kept = lowered.built, lowered.kept
     progress(1, 2, f"measuring {target.name}")
     candidates, against = _measure(model, target, cases, built, out)
     ours = next(candidate for candidate in candidates if candidate.kept)

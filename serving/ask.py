@@ -17,7 +17,6 @@ from pipeline.bundle import Bundle, Finding
 from pipeline.cases import GREEDY, HELD_OUT, NONFINITE
 from serving.client import Client
 from serving.client_grpc import GrpcClient
-from serving.client_messages import write_question
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,3 @@ def example(bundle: Bundle) -> tuple[str, dict[str, Any]]:
         words = codec.text.decode(first[codec.text.name][0])
         return "/classify", {"model": name, "text": " ".join(words)}
     return "/predict", {"model": name, "inputs": first}
-
-
-def encode(inputs: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """The JSON of an inference request, and its body: that, then the tensors in binary."""
-    header, pieces = write_question(inputs)
-    return header, b"".join([header, *pieces])

@@ -68,6 +68,7 @@ class Batcher:
         *,
         most: int | None = None,
         pace: Pace | None = None,
+        linger: Linger | None = None,
         report: Report | None = None,
     ) -> None:
         self._run = run
@@ -77,7 +78,7 @@ class Batcher:
         self._most = min(most or largest, largest)
         self._bounds = bounds or Bounds()
         self._pace = pace or Pace()
-        self._linger = Linger()
+        self._linger = linger or Linger()
         self._report = report
         self._lock = threading.Lock()  # over what the loop and the engine's thread both change
         self._waiting: list[_Waiting] = []

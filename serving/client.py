@@ -130,6 +130,10 @@ class Client:
         except (KeyError, TypeError, ValueError) as error:
             raise ServingFailed("the server gave no answer that can be read") from error
 
+    def post(self, route: str, document: object) -> Any:
+        """What a typed route such as /predict answers to a JSON document."""
+        return self._json("POST", route, document)
+
     def generate(
         self, prompt: str, model: str | None = None, **how: Any
     ) -> Iterator[dict[str, Any]]:

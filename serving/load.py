@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from models.signature import Arrays
-from serving.ask import encode
+from serving.client_messages import write_question
 from serving.inference_messages import HEADER_LENGTH
 
 _OK, _OVERLOADED = 200, 503
@@ -53,7 +53,8 @@ class Answers:
 
 def request_of(address: str, model: str, inputs: Arrays) -> bytes:
     """The bytes of an HTTP request for one inference, tensors in binary."""
-    header, body = encode(inputs)
+    header, pieces = write_question(inputs)
+    body = b"".join([header, *pieces])
     place = urlsplit(address)
     lines = (
         f"POST /v2/models/{model}/infer HTTP/1.1", f"Host: {place.netloc}",

@@ -26,7 +26,7 @@ from pipeline.cases import HELD_OUT, Case, read_cases
 from pipeline.compare import Run, compare, ratio
 from pipeline.faults import FAULTS, Fault, Mutant, Subject, mutate
 from pipeline.intermediates import unoptimised
-from pipeline.lowering import Lowered, lower
+from pipeline.lowering import lower
 from pipeline.parts import part
 from pipeline.peers import PEERS, Question, questions, refusals
 from pipeline.samples import CALIBRATION_ROWS
@@ -139,13 +139,17 @@ def try_mutants(
 
 
 def models(reference: str, seed: int, out: Path) -> list[tuple[str, OnnxModel]]:
-    """The graphs of a recipe trained with that seed: its whole, and its parts by name."""
+    """The graphs of a recipe trained with that seed: its whole, and its parts by name.
+
+    Each is asked by itself, so that the whole is one without parts.
+    """
     own, parts = job(reference, seed, out), Parts()
     for stage in ("train", "export"):
         parts = stages.advance(own, stage, parts)
     model = parts.model
     assert model is not None
-    return [("", model), *((name, part(model, name)) for name in sorted(model.parts))]
+    whole = model.model_copy(update={"parts": {}})
+    return [("", whole), *((name, part(model, name)) for name in sorted(model.parts))]
 
 
 def build(reference: str, part_name: str, model: OnnxModel, target: str, out: Path) -> Graph | None:
@@ -155,10 +159,7 @@ def build(reference: str, part_name: str, model: OnnxModel, target: str, out: Pa
     """
     wanted = find_target(target)
     out.mkdir(parents=True, exist_ok=True)
-    if wanted.precision == "fp32":
-        lowered = Lowered(backend(wanted).build(model.folder / MODEL, model.signature, wanted, out))
-    else:
-        lowered = lower(model, wanted, read_cases(model.folder), out)
+    lowered = lower(model, wanted, read_cases(model.folder), out)
     if lowered.built is None:
         return None
     engine = Engine(
@@ -170,7 +171,6 @@ def build(reference: str, part_name: str, model: OnnxModel, target: str, out: Pa
         built_on=lowered.built.built_on,
         files=digest_files(out, list(lowered.built.files)),
         kept=lowered.kept,
-        parts=dict(model.parts),  # which are engines of their own, asked by themselves
     )
     return Graph(find(reference).name, part_name, model, engine)
 

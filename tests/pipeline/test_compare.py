@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import mean_squared_error
 
 from models.signature import BATCH
-from pipeline.cases import EDGE, HELD_OUT, Case
+from pipeline.cases import EDGE, HELD_OUT, VALIDATION, Case
 from pipeline.compare import (
     BOUNDS,
     compare,
@@ -112,6 +112,18 @@ def test_lower_precision_has_the_floor_of_its_own_and_edges_that_cost_more_their
     assert limit.edges == (allowed.multiple * edge if allowed.multiple * edge > wanted else None)
     (finding,) = compare("edges", cases[1], {"y": answers}, {"y": answers}, {"y": limit})
     assert finding.limit == max(wanted, allowed.multiple * edge)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_rows_to_choose_by_are_allowed_what_the_worse_of_both_floors_says(
+    held_out: float, validation: float
+) -> None:
+    answers = np.array([1.0, -2.0])
+    floors = {"y": {HELD_OUT: held_out, VALIDATION: validation}}
+    cases = [case(HELD_OUT, answers, answers)]
+    limit = derive_limits(cases, "int8", floors, VALIDATION)["y"]
+    assert limit.noise_floor == max(held_out, validation)
+    assert derive_limits(cases, "int8", floors)["y"].noise_floor == held_out
 
 
 def test_edge_inputs_do_not_set_the_limit() -> None:

@@ -11,8 +11,9 @@ import pytest
 from models.errors import Overloaded
 from models.signature import Arrays
 from serving.batcher import Batcher, Bounds
-from serving.pace import Pace, size_of
+from serving.pace import WINDOW, Pace, size_of
 from tests.serving.test_batcher import LONG, MATRIX, SHORT, Gate, double, paced, rows
+from tests.serving.test_pace import Process
 
 
 def test_a_queue_is_bounded_in_bytes() -> None:
@@ -96,6 +97,32 @@ def test_a_lone_request_is_answered_when_the_patience_is_over() -> None:
         return answer
 
     np.testing.assert_array_equal(asyncio.run(main())["y"], double(rows(1))["y"])
+
+
+@pytest.mark.parametrize(("share", "batches"), [(1.0, [3]), (0.0, [1, 1, 1])])
+def test_only_a_process_that_is_never_idle_waits_for_company(
+    share: float, batches: list[int]
+) -> None:
+    calls: list[int] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        calls.append(len(inputs["x"]))
+        return double(inputs)
+
+    async def main() -> None:
+        process = Process(share)
+        process.after(2 * WINDOW)
+        batcher = Batcher(run, MATRIX, pace=SHORT, linger=process.linger)
+        asked = []
+        for _ in range(3):
+            asked.append(asyncio.create_task(batcher.predict(rows(1))))
+            for _ in range(3):  # turns of the event loop, together less than it waits
+                await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+        await batcher.close()
+
+    asyncio.run(main())
+    assert calls == batches
 
 
 @pytest.mark.parametrize("pace", [SHORT, LONG])

@@ -16,6 +16,7 @@ import pytest
 from models.errors import BadSetting, ServingFailed, TargetUnavailable
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import open_bundle
+from serving import launch
 from serving.ask import ask
 from serving.launch import serve
 from serving.settings import read_settings
@@ -79,6 +80,12 @@ with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
 def test_both_transports_need_a_port_of_their_own(digits: Path) -> None:
     with pytest.raises(BadSetting, match="cannot share a port: got 3100"):
         serve([digits], port=3100, grpc_port=3100).__enter__()
+
+
+def test_a_port_that_is_offered_twice_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = iter([3100, 3100, 3101])
+    monkeypatch.setattr(launch, "free_port", lambda host: next(offered))
+    assert launch._ports("127.0.0.1", 0, 0) == (3100, 3101)
 
 
 def test_settings_come_from_the_environment(digits: Path, tmp_path: Path) -> None:
