@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from pipeline.drift import check_drift
 from pipeline.samples import VALIDATION_ROWS, Samples, read_samples
 from pipeline.values import CODEC, MODEL, Finding, Limit, OnnxModel
 
+_WHOLE = ("fp32", "tf32")  # graphs stay as they are
+_ROUNDED = ("int8", "fp8")
 _RANKED = 64  # nodes that are tried one by one; of more, those nearest to input and output
 _ROWS = 16  # rows by which they are ranked
 # The share of the allowed drift that validation rows may show; held-out ones showed twice as much.
@@ -33,6 +35,7 @@ class Lowered:
     built: Built | None
     kept: tuple[str, ...] = ()
     why: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,16 @@ class _Trial:
 def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Lowered:
     """Build the engine of a target into `out`, of lower precision with as few fp32 nodes as can be.
 
-    At first every node that can be is lowered. Is that too much, each is lowered alone, and the 1,
-    2, 4, ... that then do most harm stay in fp32. Judged by validation rows, never by held-out
+    At first every node that can be is lowered, but those that the backend knows to be sensitive. Is
+    that too much, each is lowered alone, and the 1, 2, 4, ... that then do most harm stay in fp32
+    as well. Judged by validation rows, never by held-out
     ones, and by edge inputs. Raises `BuildFailed`.
     """
     signature, tools = model.signature, backend(target)
-    if target.precision == "fp32":
+    if target.precision in _WHOLE:
         return Lowered(tools.build(model.folder / MODEL, signature, target, out))
-    if signature.recurrence is not None:
-        return Lowered(None, why="its state would be carried from call to call in less than fp32")
+    if signature.recurrence is not None and target.precision in _ROUNDED:
+        return Lowered(None, why="its state would be carried from call to call in eight bits")
     path = model.folder / VALIDATION_ROWS
     if not path.is_file():
         raise BuildFailed(
@@ -69,7 +73,8 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
             got=f"no {path.name}",
             fix="build it where the model was exported, or export it again",
         )
-    nodes = tools.lowered(model.folder / MODEL)
+    reasons = tools.sensitive(model.folder / MODEL, signature, target)
+    nodes = [node for node in tools.lowered(model.folder / MODEL, target) if node not in reasons]
     if not nodes:
         return Lowered(None, why="no node of the graph is a product with a weight")
     samples = read_samples(path)
@@ -83,8 +88,9 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
 
         def build(keep: Collection[str]) -> tuple[Built, Run]:
             built = tools.build(
-                model.folder / MODEL, signature, target, out, keep=keep, scratch=Path(scratch)
-            )
+                model.folder / MODEL, signature, target, out,
+                keep=[*reasons, *keep], scratch=Path(scratch),
+            )  # fmt: skip
             files = digest_files(out, list(built.files))
             return built, tools.open(out, files, built.options).run
 
@@ -104,7 +110,7 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
         built, run = build(())
         first = last = judge(run)
         if first.worst <= 1:
-            return Lowered(built)
+            return Lowered(built, tuple(reasons), reasons=reasons)
         near = nodes if len(nodes) <= _RANKED else nodes[: _RANKED // 2] + nodes[-_RANKED // 2 :]
         harm = {node: alone(node) for node in near}
         ranked = sorted(near, key=lambda node: -harm[node])
@@ -114,7 +120,8 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
             built, run = build(keep)
             last = judge(run)
             if last.worst <= 1:
-                return Lowered(built, tuple(node for node in nodes if node in keep))
+                kept = (*reasons, *(node for node in nodes if node in keep))
+                return Lowered(built, kept, reasons=reasons)
             count *= 2
     return Lowered(
         None,

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.artifacts import digest_files, save, write_json
-from pipeline.backends import Built, Target, backend, rival
+from pipeline.backends import Built, Target, backend, require, rival
 from pipeline.backends import target as find_target
 from pipeline.candidates import Way, calls, mean, measure, settle
 from pipeline.cases import HELD_OUT, Case, read_cases
@@ -39,7 +39,9 @@ def optimize(
     where that leaves nothing, or nothing that is faster than fp32. All ways that were measured
     are in candidates.json. Raises `TargetUnavailable` or `BuildFailed`.
     """
-    return _optimize(model, find_target(target), out, progress, whole=True)
+    wanted = find_target(target)
+    require(wanted)
+    return _optimize(model, wanted, out, progress, whole=True)
 
 
 def _optimize(
@@ -79,6 +81,7 @@ def _optimize(
         built_on=built.built_on,
         files=digest_files(out, list(built.files)),
         kept=kept,
+        reasons=dict(lowered.reasons),
         parts=parts,
     )
     save_value(value)

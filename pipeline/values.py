@@ -111,7 +111,8 @@ class OnnxModel(BaseModel):
 class Engine(BaseModel):
     """`optimize`'s result: what a backend built for one target, and how it must be opened.
 
-    `kept` are nodes that stayed in fp32 where the target is of lower precision.
+    `kept` are nodes that stayed in fp32 where the target is of lower precision, `reasons` say of
+    some why that was so from the start.
     """
 
     model_config = _FROZEN
@@ -124,6 +125,7 @@ class Engine(BaseModel):
     built_on: dict[str, str]
     files: dict[str, str]
     kept: tuple[str, ...] = ()
+    reasons: dict[str, str] = {}
     parts: dict[str, str] = {}
 
     @property

@@ -171,6 +171,7 @@ def build(reference: str, part_name: str, model: OnnxModel, target: str, out: Pa
         built_on=lowered.built.built_on,
         files=digest_files(out, list(lowered.built.files)),
         kept=lowered.kept,
+        reasons=dict(lowered.reasons),
     )
     return Graph(find(reference).name, part_name, model, engine)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -28,11 +28,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Built:
-    """What a backend made: file names in the output folder, options that open them, host facts."""
+    """What a backend made: file names in the output folder, options that open them, host facts.
+
+    `report` is what a compiler tells of its work, such as `profiles`, `layers` and `seconds`; it
+    may differ from build to build.
+    """
 
     files: tuple[str, ...]
     options: dict[str, Any]
     built_on: dict[str, str]
+    report: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Session(Protocol):
@@ -61,8 +66,19 @@ class Backend(Protocol):
         """
         ...
 
-    def lowered(self, model: Path) -> tuple[str, ...]:
-        """The nodes that a target of lower precision computes in it."""
+    def missing(self, target: Target, *, to_run: bool = True) -> tuple[str, ...]:
+        """What this machine lacks to build a target, and to run it; each with how to get it."""
+        ...
+
+    def lowered(self, model: Path, target: Target) -> tuple[str, ...]:
+        """The nodes that a target of lower precision computes in it, unless they are kept."""
+        ...
+
+    def sensitive(self, model: Path, signature: Signature, target: Target) -> dict[str, str]:
+        """Those of `lowered` that are kept in fp32 from the start, each with the reason.
+
+        Found from operators, and from the ranges that the calibration rows beside `model` lead to.
+        """
         ...
 
     def ways(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -94,30 +110,32 @@ class Backend(Protocol):
 
 
 # The module that serves each library.
-_MODULES = {"ort": "pipeline.backends.ort"}
+_MODULES = {"ort": "pipeline.backends.ort", "tensorrt": "pipeline.backends.trt"}
 
 TARGETS = {
     target.name: target
     for target in (
         Target("ort-cpu-fp32", "ort", "cpu", "fp32"),
         Target("ort-cpu-int8", "ort", "cpu", "int8"),
+        Target("ort-cuda-fp32", "ort", "cuda", "fp32"),
+        Target("ort-cuda-fp16", "ort", "cuda", "fp16"),
+        Target("tensorrt-fp32", "tensorrt", "cuda", "fp32"),
+        Target("tensorrt-tf32", "tensorrt", "cuda", "tf32"),
+        Target("tensorrt-fp16", "tensorrt", "cuda", "fp16"),
+        Target("tensorrt-bf16", "tensorrt", "cuda", "bf16"),
+        Target("tensorrt-int8", "tensorrt", "cuda", "int8"),
+        Target("tensorrt-fp8", "tensorrt", "cuda", "fp8"),
     )
 }
 DEFAULT_TARGET = "ort-cpu-fp32"
 
-_PLANNED = (
-    "ort-cuda-fp32", "ort-cuda-fp16", "tensorrt-fp32", "tensorrt-fp16", "tensorrt-bf16",
-    "tensorrt-int8", "tensorrt-fp8",
-)  # fmt: skip
-
 
 def target(name: str) -> Target:
-    """The target of that name. Raises `TargetUnavailable` with those this version has."""
+    """The target of that name. Raises `TargetUnavailable` with those there are."""
     if name in TARGETS:
         return TARGETS[name]
-    known = "named in the design but not built by" if name in _PLANNED else "unknown to"
     raise TargetUnavailable(
-        f"target {name!r} is {known} this version",
+        f"there is no target {name!r}",
         expected=" or ".join(TARGETS),
         fix=f"use --target {DEFAULT_TARGET}",
     )
@@ -125,11 +143,7 @@ def target(name: str) -> Target:
 
 def rival(lower: Target) -> Target:
     """The target of the same library and device in fp32."""
-    return next(
-        other
-        for other in TARGETS.values()
-        if (other.library, other.device, other.precision) == (lower.library, lower.device, "fp32")
-    )
+    return TARGETS[f"{lower.name.rpartition('-')[0]}-fp32"]
 
 
 def backend_module(target: Target) -> str:
@@ -149,3 +163,13 @@ def backend(target: Target) -> Backend:
             if target.device == "cpu"
             else "pip install 'fucina[gpu]'",
         ) from error
+
+
+def require(target: Target, *, to_run: bool = True) -> None:
+    """Raise `TargetUnavailable` with the first thing that this machine lacks for a target."""
+    if missing := backend(target).missing(target, to_run=to_run):
+        does = "run" if to_run else "build"
+        raise TargetUnavailable(
+            f"this machine cannot {does} {target.name!r}: {missing[0]}"
+            + (f" (and {len(missing) - 1} more, see `fucina doctor`)" if missing[1:] else "")
+        )

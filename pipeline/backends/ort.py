@@ -78,10 +78,18 @@ def build(
     return _save(model, out)
 
 
-def lowered(model: Path) -> tuple[str, ...]:
+def missing(target: Target, *, to_run: bool = True) -> tuple[str, ...]:
+    return ()
+
+
+def lowered(model: Path, target: Target) -> tuple[str, ...]:
     from pipeline.backends.ort_int8 import products
 
     return products(model)
+
+
+def sensitive(model: Path, signature: Signature, target: Target) -> dict[str, str]:
+    return {}
 
 
 def ways(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

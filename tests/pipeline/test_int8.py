@@ -211,7 +211,7 @@ def with_an_outlier(model: OnnxModel, node: str, folder: Path) -> OnnxModel:
 def test_the_node_that_does_not_bear_int8_is_found_and_named(
     exported: OnnxModel, tmp_path: Path
 ) -> None:
-    dense = [name for name in ort.lowered(exported.folder / MODEL) if "linear" in name]
+    dense = [name for name in ort.lowered(exported.folder / MODEL, INT8) if "linear" in name]
     model = with_an_outlier(exported, dense[1], tmp_path / "model")
     (tmp_path / "engine").mkdir()
     lowered = lower(model, INT8, read_cases(model.folder), tmp_path / "engine")
