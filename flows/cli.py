@@ -6,18 +6,38 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows import RUN_FILE, certifying, experimenting, keys, mutating, operating
+from flows import (
+    RUN_FILE,
+    certifying,
+    doctor,
+    experimenting,
+    keys,
+    mutating,
+    operating,
+    scheduling,
+    storing,
+)
 from flows.operating import run_folder
+from flows.spreading import (
+    placement_options,
+    released_on_cluster,
+    runner_options,
+    take_part,
+    train_together,
+)
 from models.errors import BadSetting, FucinaError, UnknownRecipe
 from pipeline.backends import DEFAULT_TARGET
 
 if TYPE_CHECKING:
+    from flows.launching import Placement
     from flows.stages import Job
     from pipeline.bundle import Bundle
 
@@ -99,6 +119,13 @@ def _settings(_context: object, _option: object, values: tuple[str, ...]) -> dic
     return pairs
 
 
+def _limits(context: object, option: object, values: tuple[str, ...]) -> dict[str, float]:
+    try:
+        return {stage: float(text) for stage, text in _settings(context, option, values).items()}
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @cli.command("list")
 @as_json
 def list_command(as_json: bool) -> None:
@@ -131,28 +158,53 @@ def inspect(name: str, data: str | None, settings: dict[str, str], as_json: bool
 @click.option("--kind", "kinds", multiple=True, help="Every recipe of this kind; repeat it.")
 @click.option("--all", "everything", is_flag=True, help="Every recipe of the zoo.")
 @targets_option
+@placement_options
+@runner_options
+@click.option(
+    "--limit", "limits", multiple=True, metavar="STAGE=SECONDS", callback=_limits,
+    help="End a stage, and all that it started, that takes longer. Repeat.",
+)  # fmt: skip
 @job_options
 def run(
     names: tuple[str, ...], kinds: tuple[str, ...], everything: bool, targets: tuple[str, ...],
     data: str, settings: dict[str, str], device: str, out: Path, as_json: bool,
+    placement: Placement, runner: str | None, address: str, limits: dict[str, float],
 ) -> None:  # fmt: skip
     """Take recipes the whole way: train, export, optimize, verify, package. Resumes."""
+    from flows.children import children
     from flows.environment import prefect_server
 
-    with prefect_server() as ready:
-        from flows import output
+    if placement.node_rank:
+        for name in _chosen(names, kinds, everything):
+            take_part(replace(_job(name, data, settings, device, out), placement=placement))
+        return
+    if runner:
+        found = released_on_cluster(
+            _chosen(names, kinds, everything), runner, address, targets, data, settings, device,
+            out, placement,
+        )  # fmt: skip
+        return _print_released(found, out, as_json)
+    _require(targets, to_run=True)
+    with children(), prefect_server() as ready:
         from flows.console import shown
         from flows.release import release
 
         jobs = [
-            _job(name, data, settings, device, out, targets)
+            replace(_job(name, data, settings, device, out, targets), placement=placement)
             for name in _chosen(names, kinds, everything)
         ]
         ready()
         rows: list[dict[str, Any]] = []
         with shown():
             for job in jobs:
-                rows.append(_release(job, release))
+                rows.append(_release(job, partial(release, limits=limits)))
+    _print_released(rows, out, as_json)
+
+
+def _print_released(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    """Say what became of each recipe; ends with 1 where one failed."""
+    from flows import output
+
     for row in rows:
         if "error" in row:
             print(f"fucina: {row['error']}", file=sys.stderr)
@@ -166,11 +218,13 @@ def run(
 
 
 def _release(job: Job, release: Callable[..., dict[str, dict[str, str]]]) -> dict[str, Any]:
+    from flows.console import listener
     from flows.output import describe_bundle
     from pipeline.bundle import open_bundle
 
     start = time.perf_counter()
     try:
+        train_together(job, listener.get()(job.recipe.name, "train"))
         records = release(
             job.reference, job.data, list(job.targets), job.changes, str(job.out), job.device
         )
@@ -210,6 +264,14 @@ def _job(
     return job
 
 
+def _require(targets: tuple[str, ...], *, to_run: bool) -> None:
+    """Refuse what this machine cannot run, or build, before any work is done."""
+    from pipeline.backends import require, target
+
+    for wanted in targets:
+        require(target(wanted), to_run=to_run)
+
+
 def _device(wanted: str) -> str:
     import torch
 
@@ -232,8 +294,19 @@ def _stage_command(stage: str, help_text: str, *options: Callable[..., Any]) -> 
         from flows.console import listener, shown
         from pipeline.verify import require
 
+        only = more.pop("build_only", False)
+        if stage not in ("train", "export"):
+            _require(targets, to_run=not only)
         job = _job(name, data, settings, device, out, targets)
+        job = replace(job, placement=more.pop("placement", job.placement))
+        if take_part(job):
+            return
         parts = stages.resumed(job, stage)
+        if only:
+            with shown():
+                document = stages.build_only(job, parts, listener.get()(job.recipe.name, "build"))
+            output.print_json(document) if as_json else output.print_builds(document)
+            return
         with shown():
             made = stages.advance(job, stage, parts, listener.get()(job.recipe.name, stage))
             bento = _bento(made.bundle, job, **more) if made.bundle else {}
@@ -256,14 +329,21 @@ def _stage_command(stage: str, help_text: str, *options: Callable[..., Any]) -> 
 
 
 def _bento(bundle: Bundle, job: Job, *, bento: bool, base_image: str | None) -> dict[str, Any]:
-    from flows.packaging import packaged
+    from flows.bento import packaged
 
     return packaged(bundle, job.folder, base_image) if bento else {}
 
 
-_stage_command("train", "Train NAME, or take the trained model that is there.")
+_stage_command("train", "Train NAME, or take the trained model that is there.", placement_options)
 _stage_command("export", "Export the trained NAME to ONNX and record its cases.")
-_stage_command("optimize", "Build the engines of the exported NAME.")
+_stage_command(
+    "optimize",
+    "Build the engines of the exported NAME.",
+    click.option(
+        "--build-only", is_flag=True,
+        help="Only compile, into NAME/build-only/TARGET; this machine need not be able to run it.",
+    ),
+)  # fmt: skip
 _stage_command("verify", "Certify the engines of NAME against the original module.")
 _stage_command(
     "package",
@@ -298,3 +378,6 @@ mutating.register(cli, out_option, as_json, _chosen)
 certifying.register(cli)
 operating.register(cli, out_option, as_json)
 keys.register(cli, as_json)
+doctor.register(cli, as_json)
+scheduling.register(cli, job_options, targets_option, as_json, _job)
+storing.register(cli, out_option, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from typing import IO
 from models.errors import FucinaError
 
 # Quiet, offline and robust; each only where the caller's environment leaves it open.
-_SETTINGS = {
+SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -37,23 +38,29 @@ _PATIENCE = 120.0
 
 
 @contextlib.contextmanager
-def prefect_server() -> Iterator[Callable[[], None]]:
+def prefect_server(standing: bool = False) -> Iterator[Callable[[], None]]:
     """Have a Prefect server; yields a function that waits until it answers.
 
-    Uses PREFECT_API_URL, of the environment or of the active Prefect profile, else a server on this
-    machine's port 4200, else starts a temporary one that ends with this process. It starts while
-    the caller imports torch and reads data. Enter before Prefect is first imported, which is when
-    it reads its settings. The function raises `FucinaError` when there is no answer.
+    Uses PREFECT_API_URL, of the environment or of the active Prefect profile, else the server of
+    `fucina up`, else one on this machine's port 4200, else starts a temporary one that ends with
+    this process. It starts while the caller imports torch and reads data. Enter before Prefect is
+    first imported, which is when it reads its settings. The function raises `FucinaError` when
+    there is no answer; where only a `standing` server will do, so does this one.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    configured = os.environ.get("PREFECT_API_URL") or _of_profile()
-    standing = configured or (_LOCAL_SERVER if _answers(_LOCAL_SERVER) else None)
-    if standing:
+    configured = os.environ.get("PREFECT_API_URL") or _of_profile() or _of_up()
+    there = configured or (_LOCAL_SERVER if answers(_LOCAL_SERVER) else None)
+    if there:
         os.environ.setdefault(*_HEARTBEAT)
-        with _environment("PREFECT_API_URL", standing):
-            yield lambda: _check(standing)
+        with _environment("PREFECT_API_URL", there):
+            yield lambda: _check(there)
         return
+    if standing:
+        raise FucinaError(
+            "no Prefect server answers", got=_LOCAL_SERVER,
+            fix="run `fucina up` first, or set PREFECT_API_URL",
+        )  # fmt: skip
     with tempfile.TemporaryFile() as log:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -77,7 +84,7 @@ def prefect_server() -> Iterator[Callable[[], None]]:
 
 def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     until = time.monotonic() + _PATIENCE
-    while not _answers(address, timeout=5):
+    while not answers(address, timeout=5):
         if child.poll() is not None or time.monotonic() > until:
             log.seek(0)
             lines = log.read().decode(errors="replace").strip().splitlines()
@@ -102,7 +109,7 @@ def _check(address: str) -> None:
         ) from error
 
 
-def _answers(address: str, timeout: float = 0.5) -> bool:
+def answers(address: str, timeout: float = 0.5) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=timeout) as answer:
             return answer.status == 200
@@ -110,10 +117,27 @@ def _answers(address: str, timeout: float = 0.5) -> bool:
         return False
 
 
+def prefect_home() -> Path:
+    """Where Prefect keeps its profiles and SQLite, and `fucina up` what it has started."""
+    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+
+
+def up_file() -> Path:
+    return prefect_home() / "fucina-up.json"
+
+
+def _of_up() -> str | None:
+    """The server that `fucina up` has started and that answers."""
+    try:
+        address = json.loads(up_file().read_bytes())["address"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"{address}/api" if answers(f"{address}/api") else None
+
+
 def _of_profile() -> str | None:
     """PREFECT_API_URL of the active Prefect profile; Prefect itself is not imported yet."""
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or prefect_home() / "profiles.toml")
     try:
         profiles = tomllib.loads(path.read_text())
     except (OSError, ValueError):

@@ -30,7 +30,7 @@ def register(
     @group.command()
     @click.argument("name")
     @click.option(
-        "--vary", required=True, multiple=True, metavar="KEY=VALUE,VALUE,...", callback=_vary,
+        "--vary", required=True, multiple=True, metavar="KEY=VALUE,VALUE,...", callback=varied,
         help="A setting and the values to try. Repeat for every combination.",
     )  # fmt: skip
     @job_options
@@ -43,7 +43,7 @@ def register(
 
         with prefect_server() as ready:
             from flows.compare import compare as flow
-            from flows.compare import grid
+            from flows.comparing import grid
             from flows.console import shown
 
             job = make_job(name, data, settings, device, out)
@@ -84,7 +84,8 @@ def register(
         _print_experiment(document, as_json)
 
 
-def _vary(_context: object, _option: object, values: tuple[str, ...]) -> dict[str, list[str]]:
+def varied(_context: object, _option: object, values: tuple[str, ...]) -> dict[str, list[str]]:
+    """Settings and the values to try, of KEY=VALUE,VALUE,... options."""
     found: dict[str, list[str]] = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -104,7 +105,7 @@ def typed(words: Sequence[str]) -> str:
 
 def _print_comparison(document: dict[str, Any], name: str, out: Path, as_json: bool) -> None:
     from flows import output
-    from flows.compare import failures, next_settings, table, verdict
+    from flows.comparing import failures, next_settings, table, verdict
 
     if as_json:
         output.print_json(document)

@@ -56,6 +56,14 @@ _SERVE = (
         help="Threads of an engine; 0 takes as many as it was certified with.",
     ),
     click.option(
+        "--rebuild", default=600.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS",
+        help="How long building an engine may take that was built for another machine; 0: never.",
+    ),
+    click.option(
+        "--strict-target", is_flag=True,
+        help="Rather not ready than served by another engine than --target.",
+    ),
+    click.option(
         "--timeout", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True),
         help="Seconds until an answer has begun.",
     ),

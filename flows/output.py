@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -204,6 +205,24 @@ def _lines(value: object, indent: str) -> Iterator[str]:
             yield from _lines(item, indent + "  ")
         else:
             yield f"{indent}{key}: {item}"
+
+
+def print_builds(document: dict[str, Any]) -> None:
+    """Compiled engines that nobody has run: facts as lines, layers as a table of how many."""
+    for build in document["builds"]:
+        for name, facts in {"": build, **build["parts"]}.items():
+            hidden = ("layers", "parts", "kept", "path")
+            print_facts({"part": name} if name else {"path": build["path"]})
+            print_facts({key: value for key, value in facts.items() if key not in hidden})
+            table = _table("operator", "precision", ">layers")
+            counted = Counter(
+                (one["operator"], one["precision"]) for one in facts.get("layers", ())
+            )
+            for (operator, precision), count in sorted(counted.items()):
+                table.add_row(operator, precision, str(count))
+            Console().print(table)
+            for one in facts["kept"]:
+                Console().print(f"in fp32: {one['name']}: {one['reason']}", markup=False)
 
 
 def print_recipes(rows: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ runs/lenet5/export/KEY/    OnnxModel
 runs/lenet5/optimize/KEY/  Engine
 runs/lenet5/verify/KEY/    Certificate
 runs/lenet5/package/KEY/   the bundle
+runs/lenet5/build-only/T/  what was compiled for a target and never opened
 runs/lenet5/bundle         a link to the last one
 runs/lenet5/run.json       where the last run's parts lie
 
@@ -26,12 +27,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 from flows import RUN_FILE
+from flows.launching import Placement, launch
 from models.datasets import Dataset
 from models.errors import BuildFailed, BundleError, MissingArtifact
 from models.recipe import Recipe
 from models.zoo import find
 from pipeline.artifacts import digest_json, load, new_folder, point, write_json
-from pipeline.backends import DEFAULT_TARGET, backend_module
+from pipeline.backends import DEFAULT_TARGET, backend, backend_module
 from pipeline.backends import target as find_target
 from pipeline.blessed import LAST
 from pipeline.bundle import Bundle, open_bundle
@@ -69,6 +71,7 @@ class Job:
     changes: dict[str, Any] = field(default_factory=dict)
     out: Path = Path("runs")
     device: str = "cpu"
+    placement: Placement = field(default_factory=Placement)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -169,6 +172,8 @@ def train(job: Job, progress: Progress = silent, only_resume: bool = False) -> T
     checkpoint = job.folder / "train" / f"{key}.checkpoint"
 
     def make(out: Path) -> object:
+        if job.placement.world > 1:
+            return launch(job, job.placement, out, checkpoint, progress)
         return stage(
             recipe, job.data, job.dataset, out,
             device=job.device, checkpoint=checkpoint, progress=progress,
@@ -204,13 +209,14 @@ def optimize(
     """Optimize for one target, or take what is there; a refusal is a result like any other."""
     from pipeline.optimize import optimize as stage
 
-    module = backend_module(find_target(target))
+    wanted = find_target(target)
     key = _key(
         "optimize",
-        source=source_digest("pipeline.optimize", module),
+        source=source_digest("pipeline.optimize", backend_module(wanted)),
         model=model.digest,
         target=target,
         libraries=libraries("onnxruntime"),
+        host=backend(wanted).host(wanted),
     )
 
     def make(out: Path) -> object:
@@ -222,6 +228,26 @@ def optimize(
         return _reader(Engine, ENGINE_VALUE)(folder)
 
     return _resume(job, "optimize", key, read, make, only_resume)
+
+
+def build_only(job: Job, parts: Parts, progress: Progress = silent) -> dict[str, Any]:
+    """Compile for every target of the job, open nothing; what was compiled, and where it lies.
+
+    It is compiled anew each time and is no part of a run. Raises `BuildFailed`.
+    """
+    from pipeline.optimize import build_only as build
+
+    assert parts.model is not None
+    builds = []
+    for number, target in enumerate(job.targets):
+        progress(number, len(job.targets), target)
+        final = job.folder / "build-only" / target
+        with new_folder(final) as out:
+            facts = build(parts.model, target, out)
+            shutil.rmtree(final, ignore_errors=True)
+        builds.append({"path": str(final), **facts})
+    progress(len(builds), len(builds), "built")
+    return {"name": job.recipe.name, "builds": builds}
 
 
 def verify(

@@ -151,6 +151,14 @@ def as_json(value: BaseModel) -> dict[str, Any]:
     return value.model_dump(mode="json", exclude={"folder"})
 
 
+def digest_value(value: BaseModel) -> str:
+    """sha256 of what a value says beyond its defaults.
+
+    So a value of an older version, which lacks a field, keeps the digest that others name.
+    """
+    return digest_json(value.model_dump(mode="json", exclude={"folder"}, exclude_defaults=True))
+
+
 def _temporary_beside(path: Path) -> Path:
     name = f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}@{platform.node()}"
     return path.parent / name

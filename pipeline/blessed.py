@@ -135,11 +135,12 @@ def fold(entries: list[Entry]) -> tuple[list[Entry], Entry | None]:
     return history, trial
 
 
-def bless(run: Path, folder: Path) -> Entry:
+def bless(run: Path, folder: Path, who: str | None = None) -> Entry:
     """Serve this bundle from now on; ends a canary.
 
-    Raises what `open_bundle` raises, `CertificateFailed` unless every engine is certified, and
-    `BadSetting` for another model's bundle or for a version that was blessed with other content.
+    It was decided by `who`, else by the user of this process. Raises what `open_bundle` raises,
+    `CertificateFailed` unless every engine is certified, and `BadSetting` for another model's
+    bundle or for a version that was blessed with other content.
     """
     bundle = open_bundle(folder)
     with _locked(run) as record:
@@ -148,7 +149,8 @@ def bless(run: Path, folder: Path) -> Entry:
         if history and history[-1].version == bundle.manifest.version:
             history.pop()  # blessed again, it is still over the same one
         previous = history[-1].version if history else None
-        return _append(record, _entry(run, "bless", bundle, entries, previous))
+        entry = _entry(run, "bless", bundle, entries, previous)
+        return _append(record, entry.model_copy(update={"who": who}) if who else entry)
 
 
 def canary(run: Path, folder: Path, percent: float) -> Entry:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -92,12 +93,14 @@ class Manifest(BaseModel):
 class Bundle:
     """A bundle that was opened: every digest has been checked.
 
-    A part of it is a bundle as well, which has no manifest of its own on the disk.
+    A part of it is a bundle as well, which has no manifest of its own on the disk. `rebuilt` are
+    folders of engines that this machine made in the place of those packaged, by target.
     """
 
     folder: Path
     manifest: Manifest
     codec: Codec
+    rebuilt: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -123,7 +126,8 @@ class Bundle:
                 },
             }
         )
-        return Bundle(self.folder / PARTS / name, manifest, self.codec.of_part())
+        rebuilt = {target: folder / PARTS / name for target, folder in self.rebuilt.items()}
+        return Bundle(self.folder / PARTS / name, manifest, self.codec.of_part(), rebuilt)
 
     def engine(self, name: str = DEFAULT_TARGET) -> Engine:
         """The engine of a target. Raises `TargetUnavailable` when the bundle has none."""
@@ -132,7 +136,8 @@ class Bundle:
                 f"bundle {self.manifest.name!r} has no engine for target {name!r}",
                 expected=" or ".join(self.manifest.engines),
             )
-        return load(Engine, self.folder / ENGINES / name, ENGINE_VALUE)
+        folder = self.rebuilt.get(name, self.folder / ENGINES / name)
+        return load(Engine, folder, ENGINE_VALUE)
 
     def certificate(self, name: str = DEFAULT_TARGET) -> Certificate:
         """The certificate of a target's engine.

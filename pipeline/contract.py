@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from models.signature import Axis, Signature
 from pipeline.values import OnnxModel, Promise
 
+# By input: its min, opt and max shape.
+Profile = Mapping[str, Mapping[str, Sequence[int]]]
 
-def contract(model: OnnxModel, declared: Mapping[str, str]) -> tuple[Promise, ...]:
+
+def contract(
+    model: OnnxModel, declared: Mapping[str, str], profiles: Sequence[Profile] | None = None
+) -> tuple[Promise, ...]:
     """A row for each tensor's shape and for each axis's sizes.
 
     `declared` is each tensor as the engine declares it; empty where it did not run. The service
     validates and describes requests by the signature's JSON schema, whose bounds are read back
-    here; the profile is what a compiler is told.
+    here; `profiles` are a compiled engine's, else what a compiler would be told.
     """
     signature = model.signature
     declared = {n: model.spelled.get(n, {}).get(text, text) for n, text in declared.items()}
@@ -38,7 +43,7 @@ def contract(model: OnnxModel, declared: Mapping[str, str]) -> tuple[Promise, ..
                 exporter=_range(*exported) if exported else None,
                 graph=None,
                 engine=None,
-                profile=_same(_profiled(signature, axis)),
+                profile=_same(_profiled(signature, axis, profiles or [signature.profile()])),
                 service=_same(_validated(signature, axis)),
             )
         )
@@ -54,13 +59,15 @@ def disagreements(rows: tuple[Promise, ...]) -> Iterator[str]:
                 yield f"declared: {row.what}: {who} says {text}, the signature {row.signature}"
 
 
-def _profiled(signature: Signature, axis: Axis) -> Iterator[str]:
-    profile = signature.profile()
+def _profiled(signature: Signature, axis: Axis, profiles: Sequence[Profile]) -> Iterator[str]:
+    """Of each input with the axis, the sizes that the widest profile admits."""
     for spec in signature.inputs:
         for place, size in enumerate(spec.shape):
             if size == axis:
-                bounds = profile[spec.name]
-                yield _range(bounds["min"][place], bounds["max"][place])
+                ranges = [
+                    [p[spec.name][bound][place] for bound in ("min", "max")] for p in profiles
+                ]
+                yield _range(*max(ranges, key=lambda sizes: sizes[1] - sizes[0]))
 
 
 def _validated(signature: Signature, axis: Axis) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +33,8 @@ def measure_floors(
 
     The largest root mean square of a row, over the output's scale: of millions of pixels one is far
     off in any precision, which says little about an engine.
-    fp16 and bf16 are torch's autocast, int8 is `pipeline.quantised`. Asked is every held-out and
+    fp16 and bf16 are torch's autocast, in tf32 layers read 10 bits of fraction, int8 and fp8 are
+    `pipeline.quantised`. Asked is every held-out and
     every edge case, of which the worst counts: one case alone is no measure of what the precision
     may cost. The scale is that of the held-out answers. Where a precision cannot answer,
     such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
@@ -48,9 +51,11 @@ def measure_floors(
         precision: _measure(partial(_autocast, module, dtype), asked, scales)
         for precision, dtype in _AUTOCAST.items()
     }
+    floors["tf32"] = _measure(partial(answer, _in_tf32(module)), asked, scales)
     if signature.recurrence is None:
-        copy = quantised(module, calibration)
-        rounded = partial(answer, copy)
+        fp8 = quantised(module, calibration, "fp8")
+        floors["fp8"] = _measure(partial(answer, fp8), asked, scales)
+        rounded = partial(answer, quantised(module, calibration))
         floors["int8"] = _measure(rounded, asked, scales)
         answers = validation.ask(rounded, signature)
         for name, scale in scales.items():
@@ -85,3 +90,25 @@ def _autocast(module: nn.Module, dtype: torch.dtype, inputs: Arrays) -> Arrays:
             return answer(module, inputs, single=True)
     except RuntimeError:
         return {}
+
+
+def _in_tf32(module: nn.Module) -> nn.Module:
+    """A copy whose layers read 10 bits of fraction, of what they are given and of their weights.
+
+    Products of two activations read all bits.
+    """
+    rounded = copy.deepcopy(module)
+    for layer in rounded.modules():
+        weights = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
+        for weight in weights:
+            weight.data = _fewer_bits(weight.data)
+        if weights:
+            layer.register_forward_pre_hook(lambda _, given: tuple(map(_fewer_bits, given)))
+    return rounded
+
+
+def _fewer_bits(given: Any) -> Any:
+    """Of float32 the nearest with 10 bits of fraction in place of 23, as tensor cores take it."""
+    if not (isinstance(given, torch.Tensor) and given.dtype == torch.float32):
+        return given
+    return ((given.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)

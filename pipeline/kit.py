@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from pipeline.artifacts import write_bytes, write_json
 from pipeline.diverge import Divergence
 from pipeline.intermediates import unoptimised
 from pipeline.matching import differs, inputs_of
+from pipeline.versions import libraries
 
 if TYPE_CHECKING:
     import onnx
@@ -45,7 +45,7 @@ def write_kit(folder: Path, found: Divergence) -> None:
         "intra_op_threads": found.options.get("intra_op_threads", 1),
     }
     write_json(folder / "settings.json", settings)
-    versions = {name: metadata.version(name) for name in ("numpy", "onnxruntime")} | {
+    versions = libraries("numpy", "onnxruntime") | {
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

@@ -30,9 +30,13 @@ _ROOM = 0.5
 
 @dataclass(frozen=True)
 class Lowered:
-    """An engine that is inside its limits as far as these choose it, or why there is none."""
+    """An engine that is inside its limits as far as these choose it, or why there is none.
+
+    `lowered` are the nodes that it computes in its precision, `kept` those that stayed in fp32.
+    """
 
     built: Built | None
+    lowered: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     why: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -53,19 +57,46 @@ class _Trial:
         return f"error {self.error:.2f} and drift {self.drift:.2f} times what is allowed"
 
 
+def lower_at_first(
+    model: OnnxModel, target: Target, out: Path, scratch: Path | None = None
+) -> Lowered:
+    """Build the engine of a target into `out`, with what is known to be sensitive in fp32.
+
+    Nothing is asked of it, so this needs no machine that can run it. Raises `BuildFailed`.
+    """
+    tools, path, signature = backend(target), model.folder / MODEL, model.signature
+    if target.precision in _WHOLE:
+        return Lowered(tools.build(path, signature, target, out))
+    if signature.recurrence is not None and target.precision in _ROUNDED:
+        return Lowered(None, why="its state would be carried from call to call in eight bits")
+    reasons = tools.sensitive(path, signature, target)
+    nodes = tuple(node for node in tools.lowered(path, target) if node not in reasons)
+    if not nodes:
+        return Lowered(None, why="no node of the graph is a product with a weight")
+    built = tools.build(path, signature, target, out, keep=tuple(reasons), scratch=scratch)
+    return Lowered(built, nodes, tuple(reasons), reasons=reasons)
+
+
 def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Lowered:
     """Build the engine of a target into `out`, of lower precision with as few fp32 nodes as can be.
 
-    At first every node that can be is lowered, but those that the backend knows to be sensitive. Is
-    that too much, each is lowered alone, and the 1, 2, 4, ... that then do most harm stay in fp32
-    as well. Judged by validation rows, never by held-out
-    ones, and by edge inputs. Raises `BuildFailed`.
+    At first every node that can be is lowered, but those that the backend knows to be sensitive.
+    If that is too much, each is lowered alone, and the 1, 2, 4, ... that then do most harm stay in
+    fp32 as well. Judged by validation rows, never by held-out ones, and by edge inputs. Raises
+    `BuildFailed`.
     """
-    signature, tools = model.signature, backend(target)
-    if target.precision in _WHOLE:
-        return Lowered(tools.build(model.folder / MODEL, signature, target, out))
-    if signature.recurrence is not None and target.precision in _ROUNDED:
-        return Lowered(None, why="its state would be carried from call to call in eight bits")
+    with tempfile.TemporaryDirectory() as scratch:
+        start = lower_at_first(model, target, out, Path(scratch))
+        if start.built is None or target.precision in _WHOLE:
+            return start
+        return _mend(model, target, cases, out, Path(scratch), start)
+
+
+def _mend(
+    model: OnnxModel, target: Target, cases: list[Case], out: Path, scratch: Path, start: Lowered
+) -> Lowered:
+    """The engine that was built at first if its answers hold, else one with more nodes in fp32."""
+    signature, tools, nodes = model.signature, backend(target), start.lowered
     path = model.folder / VALIDATION_ROWS
     if not path.is_file():
         raise BuildFailed(
@@ -73,10 +104,6 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
             got=f"no {path.name}",
             fix="build it where the model was exported, or export it again",
         )
-    reasons = tools.sensitive(model.folder / MODEL, signature, target)
-    nodes = [node for node in tools.lowered(model.folder / MODEL, target) if node not in reasons]
-    if not nodes:
-        return Lowered(None, why="no node of the graph is a product with a weight")
     samples = read_samples(path)
     codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
     floors = model.floors.get(target.precision, {})
@@ -84,45 +111,43 @@ def lower(model: OnnxModel, target: Target, cases: list[Case], out: Path) -> Low
     chosen = derive_limits(cases, target.precision, floors, VALIDATION)
     edges = [case for case in cases if case.origin == EDGE]
 
-    with tempfile.TemporaryDirectory() as scratch:
+    def build(keep: Collection[str]) -> Built:
+        return tools.build(
+            model.folder / MODEL, signature, target, out,
+            keep=[*start.kept, *keep], scratch=scratch,
+        )  # fmt: skip
 
-        def build(keep: Collection[str]) -> tuple[Built, Run]:
-            built = tools.build(
-                model.folder / MODEL, signature, target, out,
-                keep=[*reasons, *keep], scratch=Path(scratch),
-            )  # fmt: skip
-            files = digest_files(out, list(built.files))
-            return built, tools.open(out, files, built.options).run
+    def opened(built: Built) -> Run:
+        return tools.open(out, digest_files(out, list(built.files)), built.options).run
 
-        def judge(run: Run) -> _Trial:
-            drift = check_drift(
-                run, samples, signature, codec, limits, target.precision, model.drift
-            )
-            shares = [d.changed / (_ROOM * d.allowed) if d.allowed else d.changed for d in drift]
-            failed = any(not d.passed for d in drift)
-            error = max(_error(run, samples, model, chosen), _worst(replay(run, edges, limits)))
-            return _Trial(error, max([*shares, 1.01 * failed]))
+    def judge(run: Run) -> _Trial:
+        drift = check_drift(run, samples, signature, codec, limits, target.precision, model.drift)
+        shares = [d.changed / (_ROOM * d.allowed) if d.allowed else d.changed for d in drift]
+        failed = any(not d.passed for d in drift)
+        error = max(_error(run, samples, model, chosen), _worst(replay(run, edges, limits)))
+        return _Trial(error, max([*shares, 1.01 * failed]))
 
-        def alone(node: str) -> float:
-            _, run = build([other for other in nodes if other != node])
-            return _error(run, _few(samples), model, chosen)
+    def alone(node: str) -> float:
+        run = opened(build([other for other in nodes if other != node]))
+        return _error(run, _few(samples), model, chosen)
 
-        built, run = build(())
-        first = last = judge(run)
-        if first.worst <= 1:
-            return Lowered(built, tuple(reasons), reasons=reasons)
-        near = nodes if len(nodes) <= _RANKED else nodes[: _RANKED // 2] + nodes[-_RANKED // 2 :]
-        harm = {node: alone(node) for node in near}
-        ranked = sorted(near, key=lambda node: -harm[node])
-        count = 1
-        while count < len(nodes) and count <= len(ranked):
-            keep = ranked[:count]
-            built, run = build(keep)
-            last = judge(run)
-            if last.worst <= 1:
-                kept = (*reasons, *(node for node in nodes if node in keep))
-                return Lowered(built, kept, reasons=reasons)
-            count *= 2
+    assert start.built is not None
+    first = last = judge(opened(start.built))
+    if first.worst <= 1:
+        return start
+    near = nodes if len(nodes) <= _RANKED else nodes[: _RANKED // 2] + nodes[-_RANKED // 2 :]
+    harm = {node: alone(node) for node in near}
+    ranked = sorted(near, key=lambda node: -harm[node])
+    count = 1
+    while count < len(nodes) and count <= len(ranked):
+        keep = ranked[:count]
+        built = build(keep)
+        last = judge(opened(built))
+        if last.worst <= 1:
+            lowered = tuple(node for node in nodes if node not in keep)
+            kept = (*start.kept, *(node for node in nodes if node in keep))
+            return Lowered(built, lowered, kept, reasons=start.reasons)
+        count *= 2
     return Lowered(
         None,
         why=f"with all {len(nodes)} products lowered: {first}; with {count // 2} in fp32: {last}",

@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from models.errors import BuildFailed
 from pipeline.artifacts import digest_files, save, write_json
 from pipeline.backends import Built, Target, backend, require, rival
 from pipeline.backends import target as find_target
 from pipeline.candidates import Way, calls, mean, measure, settle
 from pipeline.cases import HELD_OUT, Case, read_cases
 from pipeline.compare import derive_limits, replay
-from pipeline.lowering import lower
+from pipeline.lowering import lower, lower_at_first
 from pipeline.parts import new_part, part, save_value
 from pipeline.progress import Progress, silent
 from pipeline.values import (
+    BUILD,
     CANDIDATES,
     MODEL,
     REFUSAL_VALUE,
@@ -42,6 +45,34 @@ def optimize(
     wanted = find_target(target)
     require(wanted)
     return _optimize(model, wanted, out, progress, whole=True)
+
+
+def build_only(model: OnnxModel, target: str, out: Path) -> dict[str, Any]:
+    """Build the engine of a target, and its parts', into `out` and open nothing; what was built.
+
+    This needs no machine that can run it, so nobody knows what it answers: it is no `Engine`.
+    The same is written to build.json. Raises `TargetUnavailable` or `BuildFailed`.
+    """
+    wanted = find_target(target)
+    require(wanted, to_run=False)
+    lowered = lower_at_first(model, wanted, out)
+    built = lowered.built
+    if built is None:
+        raise BuildFailed(
+            f"{model.recipe} has no engine for {wanted.name}: {lowered.why}",
+            fix="build it for another precision",
+        )
+    facts = {
+        "target": wanted.name,
+        "model": model.digest,
+        "built_on": built.built_on,
+        "files": digest_files(out, list(built.files)),
+        **built.report,
+        "kept": [{"name": name, "reason": lowered.reasons.get(name, "")} for name in lowered.kept],
+        "parts": {n: build_only(part(model, n), target, new_part(out, n)) for n in model.parts},
+    }
+    write_json(out / BUILD, facts)
+    return facts
 
 
 def _optimize(
@@ -72,6 +103,8 @@ def _optimize(
             return _refuse(model, target, out, f"part {name!r}: {piece.why}", candidates)
         parts[name] = piece.digest
     write_json(out / CANDIDATES, [candidate.model_dump(mode="json") for candidate in candidates])
+    if built.report:
+        write_json(out / BUILD, built.report)
     value = Engine(
         folder=out,
         target=target.name,
@@ -80,6 +113,7 @@ def _optimize(
         options=ours.options,
         built_on=built.built_on,
         files=digest_files(out, list(built.files)),
+        lowered=lowered.lowered,
         kept=kept,
         reasons=dict(lowered.reasons),
         parts=parts,

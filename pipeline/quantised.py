@@ -1,4 +1,4 @@
-"""Quantised: the module with weights and activations rounded as an int8 engine rounds them."""
+"""Quantised: the module with weights and activations rounded as engines in eight bits do it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from torch import nn
 from pipeline.recording import answer
 from pipeline.samples import Samples
 
-# The layers whose products int8 engines compute. Products of two activations stay in fp32.
+# The layers whose products engines compute in eight bits. Products of two activations stay in fp32.
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear,
 )  # fmt: skip
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
+_E4M3_MOST = torch.finfo(torch.float8_e4m3fn).max
 _ROWS = 64  # that ranges are observed of, in calls of 16
 
 
-def quantised(module: nn.Module, calibration: Samples) -> nn.Module:
-    """A copy of the module that rounds like a static int8 engine, in fp32 arithmetic.
+def quantised(module: nn.Module, calibration: Samples, precision: str = "int8") -> nn.Module:
+    """A copy of the module that rounds like a static int8 or fp8 engine, in fp32 arithmetic.
 
     Weights of convolutions and dense layers are rounded per output channel to -127..127, what
     these layers are given per tensor to 0..255 between the least and the greatest value that the
-    first calibration rows lead to, and 0. Source: Jacob et al. 2018, Quantization and training of
+    first calibration rows lead to, and 0. In fp8 both are rounded per tensor to E4M3, whose largest
+    number, 448, is the greatest magnitude. Source: Jacob et al. 2018, Quantization and training of
     neural networks for efficient integer-arithmetic-only inference, without the training.
     """
     rounded = copy.deepcopy(module)
@@ -42,9 +44,12 @@ def quantised(module: nn.Module, calibration: Samples) -> nn.Module:
     for observer in observers:
         observer.remove()
     for layer in layers:
-        _round_weight(layer)
+        if precision == "fp8":
+            layer.weight = nn.Parameter(_to_e4m3(layer.weight.detach(), _reach(layer.weight)))
+        else:
+            _round_weight(layer)
         if layer in ranges:
-            _round_input(layer, *ranges[layer])
+            _round_input(layer, *ranges[layer], precision)
     return rounded
 
 
@@ -58,12 +63,28 @@ def _round_weight(layer: Any) -> None:
     )
 
 
-def _round_input(layer: nn.Module, low: float, high: float) -> None:
+def _round_input(layer: nn.Module, low: float, high: float, precision: str) -> None:
     step = max(high - low, 1e-30) / 255
     zero = round(-low / step)
 
     def fake(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        if precision == "fp8":
+            return (_to_e4m3(given[0], max(-low, high)), *given[1:])
         first = torch.fake_quantize_per_tensor_affine(given[0], step, zero, 0, 255)
         return (first, *given[1:])
 
     layer.register_forward_pre_hook(fake)
+
+
+def _reach(tensor: torch.Tensor) -> float:
+    return tensor.detach().abs().max().item()
+
+
+def _to_e4m3(tensor: torch.Tensor, reach: float) -> torch.Tensor:
+    """Eight-bit floats of 4 bits exponent and 3 of fraction; what is beyond `reach` is cut off.
+
+    Source: Micikevicius et al. 2022, FP8 formats for deep learning.
+    """
+    step = max(reach, 1e-30) / _E4M3_MOST
+    levels = (tensor / step).clamp(-_E4M3_MOST, _E4M3_MOST)
+    return levels.to(torch.float8_e4m3fn).to(tensor.dtype) * step

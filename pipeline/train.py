@@ -34,6 +34,14 @@ from pipeline.batches import (
     to_tensors,
 )
 from pipeline.checkpoint import Epochs, Standing, Tensors, resume, write_checkpoint
+from pipeline.distributed import (
+    Loss,
+    check_divisible,
+    current_group,
+    first_file,
+    shared_loss,
+    told_by_first,
+)
 from pipeline.evaluation import choose_rows, intervals, write_evaluation, write_exhibits
 from pipeline.progress import Progress, silent
 from pipeline.values import (
@@ -69,12 +77,19 @@ def train(
     same weights: the randomness of an epoch depends on the seed and the epoch alone, so a run that
     resumes from `checkpoint` ends in the same weights as well.
 
+    In a process group of torch, all processes train the one model together (`pipeline.distributed`)
+    and each writes into its own `out`; the first writes the checkpoint, which the others need not
+    see.
+
     Raises `BadSetting` when the settings do not fit the data, `TrainingFailed` when the loss is not
     finite, `FloorMissed` when the test metric is below the recipe's floor, with what the recipe
     remarks about this data.
     """
     recipe, settings = recipe.on(data), recipe.training[data]
     recipe.check_fits(dataset, data)
+    check_divisible(
+        recipe, settings, len(next(iter(dataset.train.inputs.values()))), current_group()
+    )
     with _deterministic(settings.seed, device):
         module = recipe.build()
         module.to(device)
@@ -141,6 +156,7 @@ def train(
         intervals=intervals(recipe, measured, dataset.test.targets, metrics),
         baselines=recipe.baseline(dataset),
         remarks=remarks,
+        processes=current_group().world,
         floor=floor,
         best_epoch=best_epoch,
         first_layer=next((n for n, p in module.named_parameters() if p.ndim >= 2), None),
@@ -173,7 +189,10 @@ def _fit(
 ) -> Standing:
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(settings, parameters)
-    standing = resume(checkpoint, module, optimizer)
+    group = current_group()
+    with first_file(group, checkpoint) as seen:
+        standing = resume(seen, module, optimizer)
+    compute = shared_loss(recipe, module, group)
     history = standing.history
     for epoch in range(len(history) + 1, settings.epochs + 1):
         if _stopped_early(recipe, settings, history):
@@ -187,24 +206,30 @@ def _fit(
             inputs, targets = ({n: t.to(device) for n, t in part.items()} for part in gathered)
             rows = (inputs, targets)
         facts = {"epoch": epoch} | _train_epoch(
-            recipe, settings, module, optimizer, rows, epoch,
+            recipe, settings, module, compute, optimizer, rows, epoch,
             [entry["validation"]["loss"] for entry in history], progress,
         )  # fmt: skip
-        loss, measured = measure(recipe, settings, module, *validation_rows)
-        facts["validation"] = {"loss": loss} | recipe.evaluate(
-            measured, to_arrays(validation_rows[1])
+        facts["validation"] = told_by_first(
+            group, lambda: _validate(recipe, settings, module, validation_rows)
         )
         history.append(facts)
         if _best_epoch(recipe, history) == epoch:
             standing.best = {n: t.detach().cpu().clone() for n, t in module.state_dict().items()}
         for exhibit in list(_exhibit(recipe, module, test_rows).values())[:1]:
             standing.shown[str(epoch)] = exhibit[0]
-        if checkpoint:
+        if checkpoint and group.first:
             write_checkpoint(checkpoint, module, optimizer, standing)
         metric = facts["validation"][recipe.metric]
         text = f"loss {facts['loss']:.4f}, validation {recipe.metric} {metric:.4f}"
         progress(epoch, settings.epochs, text)
     return standing
+
+
+def _validate(
+    recipe: Recipe, settings: Training, module: nn.Module, rows: Rows
+) -> dict[str, float]:
+    loss, measured = measure(recipe, settings, module, *rows)
+    return {"loss": loss} | recipe.evaluate(measured, to_arrays(rows[1]))
 
 
 @torch.inference_mode()
@@ -219,6 +244,7 @@ def _train_epoch(
     recipe: Recipe,
     settings: Training,
     module: nn.Module,
+    compute: Loss,
     optimizer: torch.optim.Optimizer,
     rows: Rows,
     epoch: int,
@@ -246,6 +272,7 @@ def _train_epoch(
     norms = torch.zeros(len(parameters), device=device)
     carried, states = carried_states(recipe, settings), Tensors()
     rate = settings.learning_rate
+    world = current_group().world
     told = time.monotonic()
     for step, numbers in enumerate(batches):
         done = (epoch - 1 + step / len(batches)) / settings.epochs
@@ -258,10 +285,9 @@ def _train_epoch(
         if recipe.gradients:
             loss = recipe.gradients(module, batch, wanted)
         else:
-            outputs = recipe.answer(module, batch | first(states, len(numbers)), wanted)
-            states = {state.input: outputs[state.output].detach() for state in carried}
-            loss = recipe.compute_loss(outputs, wanted)
-            loss.backward()
+            loss, outputs = compute(batch | first(states, len(numbers)), wanted)
+            states = {state.input: outputs[state.output] for state in carried}
+            (loss * world).backward()  # for the processes' gradients are averaged
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         norms += torch.stack([gradient.norm() for gradient in gradients])
         if settings.clip_norm:

@@ -1,7 +1,7 @@
 """The values that flow from stage to stage: small, frozen, on disk, each naming its parent.
 
 A value is a JSON file in a folder beside the files whose digests it holds. Its own digest is
-that of the JSON, so a bundle can be walked back to weights, data and seed.
+that of its JSON, so a bundle can be walked back to weights, data and seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.signature import Signature
-from pipeline.artifacts import as_json, digest_json
+from pipeline.artifacts import digest_value
 
 # File names, the same in a stage's folder and in a bundle.
 WEIGHTS = "weights.safetensors"
@@ -27,6 +27,7 @@ MODEL_VALUE = "onnx.json"
 ENGINE_VALUE = "engine.json"
 REFUSAL_VALUE = "refusal.json"
 CANDIDATES = "candidates.json"
+BUILD = "build.json"  # what a compiler says of its work, beside an engine
 CERTIFICATE_VALUE = "certificate.json"
 KIT = "kit"  # a folder that reproduces a failure, beside its certificate
 PARTS = "parts"  # a folder with a folder for each part
@@ -40,8 +41,9 @@ class TrainedModel(BaseModel):
     `data` has the data set's name, source, licence and digest, and `held_out` is false where no row
     could be kept from training; `layers` are the names of the parameter tensors from input to
     output; `intervals` are 95 % confidence intervals of `metrics`, `baselines` test metrics of
-    reference models by name. history.json is a list of epochs: epoch, loss, learning_rate,
-    gradient_norms by parameter, validation (loss and metrics). evaluation.json has the
+    reference models by name; `processes` is how many trained it together. history.json is a list of
+    epochs: epoch, loss, learning_rate, gradient_norms by parameter, validation (loss and metrics).
+    evaluation.json has the
     test split's metrics and rows and, of a classifier, classes, actual and predicted labels, their
     confidences where it gives any, and the rows whose inputs gallery.safetensors holds, as texts
     where they are text. Of a recipe with exhibits, exhibits.safetensors has these as uint8 [rows,
@@ -67,10 +69,11 @@ class TrainedModel(BaseModel):
     intervals: dict[str, tuple[float, float]] = {}
     baselines: dict[str, float] = {}
     remarks: tuple[str, ...] = ()
+    processes: int = 1
 
     @property
     def digest(self) -> str:
-        return digest_json(as_json(self))
+        return digest_value(self)
 
 
 class OnnxModel(BaseModel):
@@ -105,14 +108,14 @@ class OnnxModel(BaseModel):
 
     @property
     def digest(self) -> str:
-        return digest_json(as_json(self))
+        return digest_value(self)
 
 
 class Engine(BaseModel):
     """`optimize`'s result: what a backend built for one target, and how it must be opened.
 
-    `kept` are nodes that stayed in fp32 where the target is of lower precision, `reasons` say of
-    some why that was so from the start.
+    Where the target is of lower precision, `lowered` are the nodes that are computed in it, `kept`
+    those that stayed in fp32, and `reasons` say of some why that was so from the start.
     """
 
     model_config = _FROZEN
@@ -124,13 +127,14 @@ class Engine(BaseModel):
     options: dict[str, Any]
     built_on: dict[str, str]
     files: dict[str, str]
+    lowered: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     reasons: dict[str, str] = {}
     parts: dict[str, str] = {}
 
     @property
     def digest(self) -> str:
-        return digest_json(as_json(self))
+        return digest_value(self)
 
 
 class Candidate(BaseModel):
@@ -162,7 +166,7 @@ class Refusal(BaseModel):
 
     @property
     def digest(self) -> str:
-        return digest_json(as_json(self))
+        return digest_value(self)
 
 
 class Limit(BaseModel):
@@ -337,4 +341,4 @@ class Certificate(BaseModel):
 
     @property
     def digest(self) -> str:
-        return digest_json(as_json(self))
+        return digest_value(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from models.codec import Codec
 from models.errors import CertificateFailed, first_line
 from models.signature import BATCH
-from pipeline.backends import Target, backend
+from pipeline.backends import backend
 from pipeline.backends import target as find_target
 from pipeline.budget import spend
 from pipeline.carrying import replay_sequences
@@ -33,6 +33,7 @@ from pipeline.kit import write_kit
 from pipeline.nonfinite import check_nonfinite
 from pipeline.parts import check, new_part, part, save_value
 from pipeline.progress import Progress, silent
+from pipeline.requested import other_than_requested
 from pipeline.samples import HELD_OUT_ROWS, Samples, read_samples
 from pipeline.values import (
     CERTIFICATE_VALUE,
@@ -136,7 +137,7 @@ def examine(engine: Engine, evidence: Evidence, seen: Examined | None = None) ->
         return
     if not seen.facts["declared"]:
         yield "declared: the engine declares no tensor"
-    yield from disagreements(contract(model, seen.facts["declared"]))
+    yield from disagreements(contract(model, seen.facts["declared"], seen.facts.get("profiles")))
     yield from told(replay_sequences(run, model.signature, cases, limits))
     yield from told(reloaded(run, case, answers, limits))
     threads = engine.options.get(_THREADS)
@@ -151,7 +152,7 @@ def examine(engine: Engine, evidence: Evidence, seen: Examined | None = None) ->
         )
         yield from _drifted(seen.drift)
     yield from _uncovered(model, cases, seen.findings)
-    yield from _other_than_requested(wanted, seen.facts)
+    yield from other_than_requested(wanted, engine, seen.facts)
 
 
 def verify(
@@ -227,7 +228,7 @@ def _certify(
             "bounds": asdict(BOUNDS[wanted.precision]),
         },
         effective=seen.facts,
-        contract=contract(model, seen.facts["declared"]),
+        contract=contract(model, seen.facts["declared"], seen.facts.get("profiles")),
         swallowed=tuple(seen.swallowed),
         drift=tuple(seen.drift),
         budget=tuple(budget),
@@ -328,26 +329,6 @@ def _drifted(drift: Iterable[Drift]) -> Iterator[str]:
                 f"{one.answers} answers changed, expected {one.allowed:.2%} or less"
                 + (f" ({one.note})" if one.note else "")
             )
-
-
-def _other_than_requested(wanted: Target, facts: Mapping[str, Any]) -> Iterator[str]:
-    if not facts["nodes"]:
-        yield "effective: no node was seen to run"
-    for node in facts["nodes"]:
-        where = f"effective: node {node['name']!r} ({node['operator']})"
-        if node["device"] != wanted.device:
-            yield f"{where} ran on {node['device']}, requested {wanted.device}"
-        floats = {p for p in node["precision"].split("+") if p.startswith(("fp", "bf"))}
-        if floats - {_FLOATS[wanted.precision]}:
-            yield f"{where} ran in {node['precision']}, requested {wanted.precision}"
-    if wanted.precision == "int8" and not any("int8" in n["precision"] for n in facts["nodes"]):
-        yield "effective: no node ran in int8, requested int8"
-    if facts["tf32"] and wanted.precision == "fp32":
-        yield "effective: TF32 is on, requested fp32"
-
-
-# What an engine of each precision may compute floats in.
-_FLOATS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "fp32"}
 
 
 def _samples(evidence: Evidence) -> dict[str, Any]:

@@ -14,9 +14,22 @@ from pathlib import Path
 _OURS = ("models", "pipeline")
 
 
+# A distribution that another one takes the place of.
+_INSTEAD = {"onnxruntime": "onnxruntime-gpu"}
+
+
 def libraries(*names: str) -> dict[str, str]:
     """Installed versions of the named distributions."""
-    return {name: metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        if name not in _INSTEAD:
+            raise
+        return metadata.version(_INSTEAD[name])
 
 
 def source_digest(*modules: str) -> str:
@@ -45,7 +58,8 @@ def folder_digest(package: str, name: str) -> str:
     spec = importlib.util.find_spec(package)
     for place in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted((Path(place) / name).iterdir()):
-            total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+            if path.is_file():  # pip leaves byte code of what is Python in a folder of its own
+                total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
 
 

@@ -15,7 +15,7 @@ from models.codec import ImageInput, Pictures
 from models.errors import BadInput
 from models.signature import Arrays, TensorSpec
 from serving.drawing import draw, noise_inputs
-from serving.predictor import Model
+from serving.model import Model
 from serving.tensors import check_finite
 
 

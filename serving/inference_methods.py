@@ -17,7 +17,7 @@ from serving.inference_rest import SERVER, platform
 from serving.tensors import DATATYPES, describe
 
 if TYPE_CHECKING:
-    from serving.predictor import Model
+    from serving.model import Model
     from serving.runtime import Runtime
 
 EXTENSIONS = (
@@ -66,6 +66,7 @@ def inference_methods(runtime: Runtime) -> Mapping[str, Method]:
             platform=platform(model),
             inputs=[describe(spec) for spec in model.signature.inputs],
             outputs=[describe(spec) for spec in model.signature.outputs],
+            properties=model.properties,
         )
 
     async def model_config(request: Any) -> Any:

@@ -29,7 +29,7 @@ _INFERENCE = {
     "ModelMetadataResponse": (
         "name:string 1, versions:string* 2, platform:string 3, "
         "inputs:ModelMetadataResponse.TensorMetadata* 4, "
-        "outputs:ModelMetadataResponse.TensorMetadata* 5"
+        "outputs:ModelMetadataResponse.TensorMetadata* 5, properties:string{} 6"
     ),
     "InferParameter": (
         "bool_param:bool? 1, int64_param:int64? 2, string_param:string? 3, "

@@ -27,7 +27,7 @@ from serving.inference_messages import (
     read_question,
     write_answer,
 )
-from serving.predictor import Model
+from serving.model import Model
 from serving.tensors import describe
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ async def describe_model(
                 "platform": platform(model),
                 "inputs": [describe(spec) for spec in model.signature.inputs],
                 "outputs": [describe(spec) for spec in model.signature.outputs],
+                "properties": model.properties,
             }
         )
     )

@@ -26,8 +26,8 @@ import psutil
 from models.errors import BadSetting, ServingFailed
 from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import SERVICES, Bundle
+from serving.model import BEING_BUILT, LOADING
 from serving.opening import open_bundles
-from serving.predictor import LOADING
 from serving.runtime import GRACE as DRAINED
 from serving.runtime import WAITING, check_port, free_port
 from serving.settings import Settings, write_settings
@@ -109,7 +109,7 @@ def serve(
         }
         # Attached: a server does not outlive the process that started it, however that ends.
         attached = [sys.executable, "-m", "pipeline.attached"]
-        command = [*attached, "bentoml", "serve", SERVICES[bundles[0].manifest.kind]]
+        command = [*attached, "serving.supervised", "serve", SERVICES[bundles[0].manifest.kind]]
         process = subprocess.Popen(
             [*command, "--host", host, "--port", str(port), *_OPTIONS, *rest_options(settings)],
             # The service is imported from here: no folder of the caller's can stand before it.
@@ -202,7 +202,7 @@ def _wait_ready(
     deadline = time.monotonic() + PATIENCE
     tls = pinned(settings.tls_certificate) if settings.tls_certificate else None
     problem = "it does not answer"
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline + (settings.rebuild if BEING_BUILT in problem else 0):
         if server.process.poll() is not None:
             listener.join(GRACE)
             last = next((line for line in reversed(said) if line.strip()), "nothing was said")
@@ -215,7 +215,7 @@ def _wait_ready(
                 return
         except urllib.error.HTTPError as error:
             problem = str(json.loads(error.read()).get("error"))
-            if LOADING not in problem and WAITING not in problem:
+            if not any(passing in problem for passing in (LOADING, BEING_BUILT, WAITING)):
                 raise ServingFailed(f"the server is not ready: {problem}") from error
         except OSError:
             pass  # it does not listen yet

@@ -105,6 +105,8 @@ async def open_loop(
         async with freed:
             await freed.wait_for(lambda: bool(free))
             connection = free.pop()
+        if connection.gone:  # a server ends those that are idle, and any client connects again
+            connection = await _connect(address)
         answers.add(await connection.ask(request), time.perf_counter() - due)
         async with freed:
             free.append(connection)
@@ -158,6 +160,10 @@ class _Connection(asyncio.Protocol):
     def _end(self, status: int) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(status)
+
+    @property
+    def gone(self) -> bool:
+        return self._transport is None
 
     async def ask(self, request: bytes) -> int:
         """The status of the answer; 0 when the connection is gone."""

@@ -105,7 +105,9 @@ class Metrics:
         self._rows = histogram("batch_rows", "Rows of an engine's batch.", ROWS, *model)
         self._engine = histogram("engine_seconds", "Seconds of a batch.", SECONDS, *model)
         self._worker = gauge("workers_ready", "Workers that answer.")
-        self._ready = gauge("model_ready", "Workers in which this model answers.", *model, "target")
+        # `requested` is another target where the engine stands in for it; `why` says so in a word.
+        served = ("target", "requested", "why")
+        self._ready = gauge("model_ready", "Workers in which a model answers so.", *model, *served)
         self._loads = counter("model_loads", "Models opened and replayed.", *model, "result")
         self._swaps = counter("model_swaps", "Versions that took over.", *model, "result")
         self._compared = counter("recheck_comparisons", "Answers held to the reference.", *model)
@@ -151,8 +153,9 @@ class Metrics:
             for wait in waited:
                 batches.queue.add(wait)
 
-    def model_state(self, model: str, version: str, target: str, ready: bool) -> None:
-        self._ready.labels(model, version, target).set(ready)
+    def model_state(self, model: str, version: str, served: Sequence[str], ready: bool) -> None:
+        """Served as which target, instead of which, and why in a word."""
+        self._ready.labels(model, version, *served).set(ready)
 
     def loaded(self, model: str, version: str, ok: bool) -> None:
         self._loads.labels(model, version, _result(ok)).inc()

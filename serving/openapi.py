@@ -19,7 +19,7 @@ import orjson
 from models.signature import Axis, TensorSpec
 from serving.failures import FAILURES
 from serving.inference_messages import HEADER_LENGTH
-from serving.predictor import Model
+from serving.model import Model
 from serving.tensors import DATATYPES
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _model_paths(versions: Iterable[Model]) -> Schema:
     described = _object(
         name={"const": model.name}, versions=_listed(_TEXT), platform=_TEXT,
         inputs=_listed(_TENSOR), outputs=_listed(_TENSOR),
+        properties={"type": "object", "additionalProperties": _TEXT},
     )  # fmt: skip
     ready = _object(name={"const": model.name}, ready={"const": True})
     infer = _operation(

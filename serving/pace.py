@@ -29,6 +29,7 @@ COMPANY = 5.0  # requests, hoped for at first
 MUCH = 6.0  # requests, from which on twice the wait brings still more
 _LATEST = 0.1  # of the latest batch in their moving average
 _WEIGHT = 0.1  # of the latest batch in the moving average
+_SUDDEN = 2.0  # times the average; of a batch that took longer, the rest is not learnt
 
 
 class Pace:
@@ -50,7 +51,8 @@ class Pace:
         """A batch of `size` bytes has taken so long."""
         kind, rate = size.bit_length(), seconds / max(size, 1)
         before = self._rates.get(kind, rate)
-        self._rates[kind] = before + _WEIGHT * (rate - before)
+        # What a neighbour on the machine costs now and then says little of the engine.
+        self._rates[kind] = before + _WEIGHT * (min(rate, _SUDDEN * before) - before)
 
 
 class Linger:

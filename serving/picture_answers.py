@@ -29,8 +29,9 @@ from serving.drawing import LARGEST_SEED, check_whole, new_seed
 from serving.grids import LARGEST_SCALE, columns_of, grid_png, paired
 from serving.images import read_image
 from serving.inference_rest import json_response
+from serving.model import Model
 from serving.picture_messages import FURTHEST, MOST, MOST_STEPS
-from serving.predictor import Model, Models
+from serving.predictor import Models
 from serving.tensors import from_json
 
 Fields = Mapping[str, Any]

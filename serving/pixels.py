@@ -10,7 +10,7 @@ import numpy as np
 
 from models.codec import TiledImage
 from models.errors import BadInput
-from serving.predictor import Model
+from serving.model import Model
 from serving.tensors import check_finite
 from serving.tiles import Tile, group_tiles, mirror, picture_axes, plan_tiles
 

@@ -23,7 +23,7 @@ from serving.first_layer import feature_maps
 from serving.grids import columns_of, grid_png
 from serving.images import read_image
 from serving.inference_rest import Answer, Match
-from serving.predictor import Model
+from serving.model import Model
 from serving.recorded import as_lists, frame, picture_name, recorded, sources
 
 if TYPE_CHECKING:

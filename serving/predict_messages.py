@@ -25,7 +25,7 @@ from serving.fields import (
     served_models,
 )
 from serving.inference_rest import json_response
-from serving.predictor import Model
+from serving.model import Model
 from serving.tensors import check_finite, find_input, from_json
 from serving.texts import read_texts
 

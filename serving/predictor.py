@@ -4,145 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 
-from models.codec import Codec
 from models.errors import BadInput, NotReady, UnknownModel
-from models.signature import Arrays, Signature
-from pipeline.backends import Session
 from pipeline.bundle import Bundle
-from serving.batcher import Batcher, Bounds
 from serving.calls import note_model
-from serving.generation import ContinuousBatcher
-from serving.opening import open_session
-from serving.pace import Pace, find_pace
-from serving.recheck import Recheck
+from serving.model import Model
 from serving.settings import Settings
 from serving.telemetry import Telemetry
-from serving.writing import Prompt, Writing
-
-logger = logging.getLogger("fucina.serving")
-
-# Said of a model that may yet become ready; any other reason is final.
-LOADING = "is still replaying its recorded cases"
-
-# Of the largest size, as many as may wait for one model.
-_BODIES = 4
-
-
-class Model:
-    """A served model: what it is from the start, and whether it is ready."""
-
-    def __init__(self, bundle: Bundle, settings: Settings, telemetry: Telemetry) -> None:
-        self.parts: Mapping[str, Model] = {
-            name: Model(part, settings, telemetry) for name, part in bundle.parts.items()
-        }
-        self.name: str = bundle.manifest.name
-        self.version: str = bundle.manifest.version
-        self.signature: Signature = bundle.manifest.signature
-        self.codec: Codec = bundle.codec
-        self.target = settings.target
-        self.largest_pixels = settings.largest_pixels  # of a picture that is sent
-        self.bundle = bundle
-        self._settings = settings
-        self._telemetry = telemetry
-        self._batcher: Batcher | None = None
-        self._writer: ContinuousBatcher | None = None
-        self._recheck: Recheck | None = None
-        self._problem = f"model {self.name!r} {LOADING}"
-
-    @property
-    def ready(self) -> bool:
-        return self._batcher is not None
-
-    @property
-    def problem(self) -> str:
-        """Why it is not ready; nothing when it is."""
-        return "" if self.ready else self._problem
-
-    def check_ready(self) -> None:
-        """Raise `NotReady` with the reason, unless the model answers."""
-        if self._batcher is None:
-            raise NotReady(self._problem)
-
-    async def load(self) -> None:
-        """Open the engine in a thread; a failure leaves the model not ready, and says why."""
-        try:
-            session, pace, full = await asyncio.to_thread(self._open)
-        except NotReady as error:
-            self._problem = str(error)
-            self._telemetry.loaded(self.name, self.version, False)
-            logger.error("%s", error)
-        except Exception:
-            self._problem = f"model {self.name!r} cannot be opened: the server's log has the cause"
-            self._telemetry.loaded(self.name, self.version, False)
-            logger.exception("model %r cannot be opened", self.name)
-        else:
-            report = partial(self._telemetry.batched, self.name, self.version)
-            settings = self._settings
-            if self.codec.generation:
-                self._writer = ContinuousBatcher(
-                    session.run, self.signature, self.codec.generation, settings.queue, report
-                )
-            self._batcher = Batcher(
-                session.run, self.signature, _bounds(settings),
-                most=settings.largest_batch or full, pace=pace, report=report,
-            )  # fmt: skip
-            if settings.recheck:
-                self._recheck = Recheck(self.bundle, self.target, settings.recheck, self._telemetry)
-            self._telemetry.loaded(self.name, self.version, True)
-            self._telemetry.model_state(self.name, self.version, self.target, True)
-            logger.info("model %r version %s is ready (%s)", self.name, self.version, self.target)
-
-    def _open(self) -> tuple[Session, Pace, int]:
-        session = open_session(self.bundle, self.target, self._settings.threads)
-        return session, *find_pace(session.run, self.signature, self.bundle.cases())
-
-    def check_room(self) -> None:
-        """Raise `NotReady` or `Overloaded` unless a request may be read now.
-
-        Asked before a body is parsed, so that a refusal costs little.
-        """
-        self.check_ready()
-        if self._batcher is not None:
-            self._batcher.check_room()
-
-    async def predict(self, inputs: Arrays) -> Arrays:
-        """Named outputs for named inputs; raises `NotReady`, `BadInput` or `Overloaded`."""
-        if self._batcher is None:
-            raise NotReady(self._problem)
-        answers = await self._batcher.predict(inputs)
-        if self._recheck is not None:
-            self._recheck.offer(inputs, answers)
-        return answers
-
-    def write(self, prompt: Prompt) -> Writing:
-        """Begin a text; raises `NotReady`, `BadInput` or `Overloaded`."""
-        self.check_ready()
-        if self._writer is None:
-            raise BadInput(f"model {self.name!r} writes no text")
-        return self._writer.write(prompt)
-
-    async def close(self) -> None:
-        if self._recheck is not None:
-            self._recheck.close()
-        if self._writer is not None:
-            await self._writer.close()
-        if self._batcher is not None:
-            await self._batcher.close()
-
-
-def _bounds(settings: Settings) -> Bounds:
-    return Bounds(
-        requests=settings.queue,
-        bytes=_BODIES * settings.largest_body,
-        wait=settings.longest_wait / 1e3 or math.inf,
-        patience=settings.latency_target / 1e3,
-    )
 
 
 class Models:
@@ -158,6 +28,7 @@ class Models:
         self._versions: dict[str, dict[str, Model]] = {}  # parts as well
         self._wholes: dict[str, str] = {}  # by name the version that answers
         self._canaries: dict[str, tuple[str, float]] = {}  # and of a share of requests, in percent
+        self._turn = asyncio.Lock()  # one engine is rebuilt at a time
 
     @property
     def ready(self) -> bool:
@@ -219,13 +90,20 @@ class Models:
         Raises `NotReady` when it does not become so.
         """
         whole = Model(bundle, self._settings, self._telemetry)
-        for model in _all_of(whole):
-            await model.load()
+        await self._load(whole)
+        if not whole.ready:
+            await whole.cured()
+        for model in whole.and_parts():
             if not model.ready:
                 if self._versions.get(whole.name, {}).get(whole.version) is None:
-                    self._leave(_all_of(whole))
+                    self._leave(whole.and_parts())
                 raise NotReady(model.problem)
         return whole
+
+    async def _load(self, whole: Model) -> None:
+        for model in whole.and_parts():
+            await model.load()
+        whole.cure(self._turn)
 
     def switch(
         self, wholes: Sequence[Model], canary: Model | None = None, percent: float = 0.0
@@ -249,12 +127,12 @@ class Models:
         self._leave(self._take(name))
 
     def _put(self, whole: Model) -> None:
-        for model in _all_of(whole):
+        for model in whole.and_parts():
             self._versions.setdefault(model.name, {})[model.version] = model
 
     def _take(self, name: str) -> list[Model]:
         """Take every version of a model, and its parts, out of the table."""
-        gone = [model for whole in self.versions(name) for model in _all_of(whole)]
+        gone = [model for whole in self.versions(name) for model in whole.and_parts()]
         for model in gone:
             self._versions.pop(model.name, None)
         self._wholes.pop(name, None)
@@ -263,7 +141,7 @@ class Models:
 
     def _leave(self, models: Iterable[Model]) -> None:
         for model in models:
-            self._telemetry.model_state(model.name, model.version, model.target, False)
+            model.leave()
 
     def canary(self, name: str) -> tuple[str, float] | None:
         """The version that a share of requests gets, and the share in percent."""
@@ -275,8 +153,9 @@ class Models:
 
     async def load(self) -> None:
         """Load all, one after the other, and spare what then lives from collection."""
-        for model in [*self]:
-            await model.load()
+        for name in self.names:
+            for whole in self.versions(name):
+                await self._load(whole)
         # Full collections over a loaded framework take most of a second. What is loaded later is
         # little, and pausing for it would cost the requests under way more than it saves.
         gc.collect()
@@ -285,7 +164,3 @@ class Models:
     async def close(self) -> None:
         for model in [*self]:
             await model.close()
-
-
-def _all_of(whole: Model) -> tuple[Model, ...]:
-    return (whole, *whole.parts.values())

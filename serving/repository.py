@@ -13,8 +13,9 @@ from pathlib import Path
 from models.errors import FucinaError, NotReady, ServingFailed, UnknownModel
 from pipeline.blessed import RECORD, Chosen, Standing, standing
 from pipeline.bundle import Bundle, Kind
+from serving.model import Model
 from serving.opening import open_for_service
-from serving.predictor import Model, Models
+from serving.predictor import Models
 from serving.settings import Settings, is_run
 from serving.telemetry import Telemetry
 

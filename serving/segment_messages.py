@@ -17,8 +17,8 @@ from models.codec import Codec
 from models.errors import BadInput, RequestError
 from serving.fields import MODEL, JsonField, as_text, one_of, read_fields, read_form
 from serving.inference_rest import json_response
+from serving.model import Model
 from serving.pixels import Segmented, tiled_input
-from serving.predictor import Model
 from serving.tensors import from_json
 
 # A picture of 4000 x 4000, which with its class map and overlay takes 310 MB at most, measured.

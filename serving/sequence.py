@@ -18,9 +18,9 @@ from serving.fields import answered
 from serving.front import FrontedService
 from serving.generate_messages import ClassifyRequest, GenerateRequest, GenerateResponse
 from serving.inference_rest import json_response
+from serving.model import Model
 from serving.music import check_music, read_tune
 from serving.predict_messages import PredictResponse, read_text, respond
-from serving.predictor import Model
 from serving.prompts import read_prompt
 from serving.runtime import Runtime, check_deployment
 from serving.settings import read_settings

@@ -37,6 +37,10 @@ class Settings:
     longest_wait: float = 5000.0  # milliseconds expected until a request's turn; 0: no bound
     largest_batch: int = 0  # rows put together at most; 0 takes the fastest, measured at the start
     threads: int = 0  # of an engine; 0 takes as many as it was certified with
+    # engines that were built for another machine
+    rebuild: float = 600.0  # seconds that building one here may take; 0 never does
+    strict_target: bool = False  # nothing stands in for the target
+    cache: Path | None = None  # where engines that were built here are kept
     # limits
     largest_body: int = LARGEST_BODY  # bytes, also once decompressed
     largest_pixels: int = 64_000_000  # of an uploaded picture, before it is decoded

@@ -61,9 +61,9 @@ class Telemetry:
         """
         self.metrics.batched(model, version, rows, waited, seconds)
 
-    def model_state(self, model: str, version: str, target: str, ready: bool) -> None:
-        """A model became ready, or is no longer."""
-        self.metrics.model_state(model, version, target, ready)
+    def model_state(self, model: str, version: str, served: Sequence[str], ready: bool) -> None:
+        """A model became ready, or is no longer: as a target, instead of which, why in a word."""
+        self.metrics.model_state(model, version, served, ready)
 
     def loaded(self, model: str, version: str, ok: bool) -> None:
         """A model was opened and has reproduced its recorded cases, or has not."""

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.failures import failure
 from serving.inference_rest import failed
-from serving.predictor import Model
+from serving.model import Model
 from serving.writing import Piece, Writing
 
 # Makes the answer of the whole text and its last piece.

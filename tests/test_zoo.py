@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from models.recipe import Training
 from models.recurrence import state_names
 from models.signature import Signature
 from models.zoo import ZOO
+from pipeline.backends import target as find_target
+from pipeline.backends import trt
+from pipeline.backends.trt_build import LAYERS
 from pipeline.bundle import SERVICES
 from pipeline.compare import worst_ratio
-from pipeline.values import EXHIBITS
+from pipeline.requested import other_than_requested
+from pipeline.values import EXHIBITS, MODEL, Engine
 from tests.conftest import Releases
 
 
@@ -102,6 +107,35 @@ def test_the_initial_weights_follow_the_seed(name: str) -> None:
     assert all(map(torch.equal, weights(1), weights(1)))
     if any(weight.any() for weight in weights(1)):  # else it starts from zeros
         assert not all(map(torch.equal, weights(1), weights(2)))
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_recipe_is_compiled_by_tensorrt(
+    name: str, precision: str, releases: Releases, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model, target = releases[name].model, find_target(f"tensorrt-{precision}")
+    graph, signature = model.folder / MODEL, model.signature
+    kept, lowered = {}, ()
+    if precision != "fp32":
+        kept = trt.sensitive(graph, signature, target)
+        lowered = tuple(node for node in trt.lowered(graph, target) if node not in kept)
+        assert lowered
+    built = trt.build(graph, signature, target, tmp_path, keep=tuple(kept))
+    assert built.report["profiles"][0] == signature.profile()
+    specs = signature.inputs + signature.outputs
+    declared = json.loads((tmp_path / LAYERS).read_bytes())["declared"]
+    assert declared == {spec.name: spec.declared() for spec in specs}
+    engine = Engine(
+        folder=tmp_path, target=target.name, parent=model.digest, signature=signature, options={},
+        built_on=built.built_on, files={}, kept=tuple(kept), lowered=lowered,
+    )  # fmt: skip
+    facts = {
+        "nodes": [{**layer, "device": "cuda"} for layer in built.report["layers"]],
+        "tf32": built.report["tf32"],
+    }
+    assert list(other_than_requested(target, engine, facts)) == []
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -66,6 +66,18 @@ class Backend(Protocol):
         """
         ...
 
+    def host(self, target: Target) -> dict[str, str]:
+        """What an engine built here is bound to: its library's version, perhaps GPU and OS."""
+        ...
+
+    def bound(self) -> tuple[str, ...]:
+        """Which facts of `host` are to be the same where an engine runs; none: it fits anywhere."""
+        ...
+
+    def rebuild(self, graph: Path, signature: Signature, target: Target, out: Path) -> Built:
+        """Compile a graph that `build` left beside an engine, whose precision is in it."""
+        ...
+
     def missing(self, target: Target, *, to_run: bool = True) -> tuple[str, ...]:
         """What this machine lacks to build a target, and to run it; each with how to get it."""
         ...

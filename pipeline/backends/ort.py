@@ -1,7 +1,8 @@
-"""Engines by ONNX Runtime on the CPU: an offline-optimised graph and recorded session settings."""
+"""Engines by ONNX Runtime, on the CPU or CUDA: a graph and recorded session settings."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import onnxruntime as ort
 
 from models.errors import BuildFailed, first_line
 from models.signature import Arrays, Signature
-from pipeline.backends import Built, Target
+from pipeline.backends import DEFAULT_TARGET, TARGETS, Built, Target, ort_cuda
 
 # Saved at EXTENDED, whose fusions hold on any CPU; opened at ALL, which adds the memory layout
 # of the CPU that serves. A graph saved at ALL is bound to the CPU that built it.
@@ -37,7 +39,7 @@ _FILE = "engine.onnx"
 _NUMBERED = re.compile(r"_token_\d+$")
 
 # ONNX Runtime's words for what every backend reports in the same terms.
-_DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+_DEVICES = {"CPUExecutionProvider": "cpu", ort_cuda.PROVIDER: "cuda"}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -68,31 +70,64 @@ def build(
     keep: Collection[str] = (),
     scratch: Path | None = None,
 ) -> Built:
+    if target.device == "cuda":
+        options = _OPTIONS | ort_cuda.write(model, target, out / _FILE, keep)
+        return Built(files=(_FILE,), options=options, built_on=host(target))
     if target.precision == "int8":
         from pipeline.backends.ort_int8 import quantise
 
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / model.name
             quantise(model, signature, graph, keep, (scratch or Path(folder)) / "ranges.json")
-            return _save(graph, out)
-    return _save(model, out)
+            return _save(graph, target, out)
+    return _save(model, target, out)
 
 
-def missing(target: Target, *, to_run: bool = True) -> tuple[str, ...]:
+def host(target: Target) -> dict[str, str]:
+    facts = {
+        "onnxruntime": ort.__version__, "machine": platform.machine(), "os": platform.system()
+    }  # fmt: skip
+    return facts | (ort_cuda.gpu() if target.device == "cuda" else {})
+
+
+def bound() -> tuple[str, ...]:
     return ()
 
 
-def lowered(model: Path, target: Target) -> tuple[str, ...]:
-    from pipeline.backends.ort_int8 import products
+def rebuild(graph: Path, signature: Signature, target: Target, out: Path) -> Built:
+    if target.device == "cuda":  # the graph has its precision already
+        return build(graph, signature, replace(target, precision="fp32"), out)
+    return adopt(graph, (), out)
 
-    return products(model)
+
+def missing(target: Target, *, to_run: bool = True) -> tuple[str, ...]:
+    if to_run:
+        return ort_cuda.missing() if target.device == "cuda" else ()
+    writes = target.device == "cuda" or target.precision == "int8"  # a graph, from a graph
+    here = importlib.util.find_spec("onnx") is not None or not writes
+    return () if here else ("the package 'onnx' is not installed: pip install 'fucina[train]'",)
+
+
+def lowered(model: Path, target: Target) -> tuple[str, ...]:
+    if target.precision == "int8":
+        from pipeline.backends.ort_int8 import products as nodes
+    else:
+        from pipeline.backends.mixed import lowered as nodes
+
+    return nodes(model)
 
 
 def sensitive(model: Path, signature: Signature, target: Target) -> dict[str, str]:
-    return {}
+    if target.precision == "int8":
+        return {}
+    from pipeline.backends.sensitive import sensitive as found
+
+    return found(model, signature, target.precision)
 
 
 def ways(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if _on_cuda(options):
+        return ort_cuda.ways(options)
     threads = dict.fromkeys((options["intra_op_threads"], os.cpu_count() or 1))
     levels = dict.fromkeys((options["optimization_level"], "EXTENDED"))
     return {
@@ -104,7 +139,7 @@ def ways(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _save(model: Path, out: Path) -> Built:
+def _save(model: Path, target: Target, out: Path) -> Built:
     settings = _settings({**_OPTIONS, "optimization_level": _SAVED_LEVEL})
     settings.optimized_model_filepath = str(out / _FILE)
     try:
@@ -114,7 +149,7 @@ def _save(model: Path, out: Path) -> Built:
             f"ONNX Runtime refuses {model.name}: {first_line(error)}",
             fix="see the node it names in the exported graph",
         ) from error
-    return Built(files=(_FILE,), options=dict(_OPTIONS), built_on=_host())
+    return Built(files=(_FILE,), options=dict(_OPTIONS), built_on=host(target))
 
 
 def open(folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> OrtSession:
@@ -134,9 +169,25 @@ def effective(
         settings = _settings(options)
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(scratch) / "profile")
+        optimised = Path(scratch) / _FILE
+        if _on_cuda(options):
+            settings.optimized_model_filepath = str(optimised)
         session = _session(folder, options, settings)
         answers = OrtSession(session).run(inputs)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        nodes = _ran(json.loads(Path(session.end_profiling()).read_text()))
+        facts = {
+            "declared": declared([*session.get_inputs(), *session.get_outputs()]),
+            "nodes": nodes,
+            "devices": dict(Counter(node["device"] for node in nodes)),
+            "precisions": dict(Counter(node["precision"] for node in nodes)),
+            "tf32": False,  # the CPU has no such mode
+        }
+        if _on_cuda(options):
+            facts |= ort_cuda.facts(session, nodes, options, folder / _FILE, optimised)
+    return facts, answers
+
+
+def _ran(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     nodes = []
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -150,14 +201,7 @@ def effective(
                     "precision": "+".join(sorted(_PRECISIONS.get(d) or d for d in dtypes)),
                 }
             )
-    facts = {
-        "declared": declared([*session.get_inputs(), *session.get_outputs()]),
-        "nodes": nodes,
-        "devices": dict(Counter(node["device"] for node in nodes)),
-        "precisions": dict(Counter(node["precision"] for node in nodes)),
-        "tf32": False,  # the CPU has no such mode
-    }
-    return facts, answers
+    return nodes
 
 
 def declared(values: Sequence[ort.NodeArg]) -> dict[str, str]:
@@ -174,13 +218,15 @@ def adopt(model: Path, weights: Sequence[str], out: Path) -> Built:
     for name in weights:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model.parent / name, out / name)
-    return Built(files=(_FILE, *weights), options=dict(_OPTIONS), built_on=_host())
+    return Built((_FILE, *weights), dict(_OPTIONS), host(TARGETS[DEFAULT_TARGET]))
 
 
 def _session(
     folder: Path, options: Mapping[str, Any], settings: ort.SessionOptions
 ) -> ort.InferenceSession:
     path = folder / _FILE
+    if _on_cuda(options):
+        return ort_cuda.open(path, options, settings)
     try:
         return ort.InferenceSession(str(path), settings, providers=options["providers"])
     except Exception as error:
@@ -188,6 +234,10 @@ def _session(
             f"ONNX Runtime cannot open {path.name}: {first_line(error)}",
             fix=f"build it again with the ONNX Runtime that is here, {ort.__version__}",
         ) from error
+
+
+def _on_cuda(options: Mapping[str, Any]) -> bool:
+    return ort_cuda.PROVIDER in options["providers"]
 
 
 def _settings(options: Mapping[str, Any]) -> ort.SessionOptions:
@@ -200,7 +250,3 @@ def _settings(options: Mapping[str, Any]) -> ort.SessionOptions:
     settings.inter_op_num_threads = options["inter_op_threads"]
     settings.log_severity_level = 4  # what fails is raised; no need to print it as well
     return settings
-
-
-def _host() -> dict[str, str]:
-    return {"onnxruntime": ort.__version__, "machine": platform.machine(), "os": platform.system()}

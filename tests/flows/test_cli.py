@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from flows.release import planned
 from flows.serving import said
+from models.errors import BadSetting
 from tests.flows.conftest import Fucina, ask_prefect
 
 QUICK = ("--set", "epochs=1", "--set", "floor=0.2")
@@ -40,6 +42,21 @@ def test_inspect(fucina: Fucina, tmp_path: Path, name: str, parameters: int) -> 
     assert sum(layer["parameters"] for layer in document["layers"]) == parameters
     table = fucina("inspect", name, cwd=tmp_path).stdout
     assert f"{parameters:,} parameters" in table
+
+
+def test_a_stage_has_a_limit(fucina: Fucina, tmp_path: Path) -> None:
+    done = fucina("run", "mlp", "--limit", "train=0.01", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "stage 'train' took too long and was ended: got more than 0.01 s" in done.stderr
+    done = fucina("run", "mlp", "--limit", "train=soon", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "could not convert string to float: 'soon'" in done.stderr
+
+
+@pytest.mark.parametrize("limits", [{"dream": 5.0}, {"train": 0.0}, {"train": float("nan")}])
+def test_a_limit_of_no_stage_and_no_limit_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(BadSetting, match=r"a limit is refused: got (dream=5|train=0|train=nan), "):
+        planned({}, limits)
 
 
 def test_inspect_shows_the_published_size_unless_it_is_told_otherwise(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.compare import grid, ranked
+from flows.comparing import grid, ranked
 from flows.stages import Job
 from models.errors import BadSetting
 from models.mlp import MLP_784_512_10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from flows.cli import cli
 from flows.output import print_next
 from models.errors import BadSetting, MissingArtifact
+from pipeline import blessed
 from serving.client import Client
 from tests.serving.versions import NAME, ONE, make_run, make_version
 
@@ -59,6 +61,12 @@ def test_the_record_from_the_first_blessing_to_a_rollback(run: Path) -> None:
     assert all(len(entry["certificates"]["ort-cpu-fp32"]) == 64 for entry in told["record"])
 
 
+def test_who_decided_is_who_is_named_else_the_user(run: Path) -> None:
+    assert blessed.bless(run, run / "1", "Ada Lovelace").who == "Ada Lovelace"
+    assert blessed.bless(run, run / "2").who == getpass.getuser()
+    assert [entry.who for entry in blessed.read_record(run)] == ["Ada Lovelace", getpass.getuser()]
+
+
 def test_the_record_as_a_table(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     fucina(run, "bless", NAME)
@@ -98,8 +106,8 @@ def test_a_canary_of_what_stands_is_refused(run: Path) -> None:
 def test_a_run_of_what_is_blessed_says_how_to_bless_the_new_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for blessed, expected in ((None, 0), ("2", 0), ("1", 1)):
-        row = {"name": NAME, "kind": "classification", "version": "2", "blessed": blessed}
+    for standing, expected in ((None, 0), ("2", 0), ("1", 1)):
+        row = {"name": NAME, "kind": "classification", "version": "2", "blessed": standing}
         print_next([row], Path("elsewhere"))
         assert capsys.readouterr().out.count(f"bless {NAME} --out elsewhere") == expected
 

@@ -44,6 +44,9 @@ def test_the_fewer_bits_the_higher_the_floor() -> None:
     assert 1e-5 < found["fp16"] < 5e-3
     assert 4 * found["fp16"] < found["bf16"] < 5e-2
     assert 1e-3 < found["int8"] < 5e-2
+    # 11 bits of significand of what is read alone, and 4.
+    assert found["fp16"] / 10 < found["tf32"] < found["fp16"]
+    assert 2 * found["bf16"] < found["fp8"] < 1e-1
 
 
 def test_held_out_and_edge_cases_have_floors_of_their_own() -> None:

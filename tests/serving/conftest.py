@@ -20,7 +20,7 @@ from pipeline.artifacts import digest_files, save, write_json
 from pipeline.bundle import CASES, ENGINES, MANIFEST, Bundle, Manifest, open_bundle
 from pipeline.cases import CASES_FILE, Case, make_inputs, write_cases
 from pipeline.optimize import optimize
-from pipeline.values import CODEC, MODEL, Engine, OnnxModel
+from pipeline.values import CODEC, MODEL, MODEL_VALUE, Engine, OnnxModel
 from pipeline.verify import verify
 from serving.launch import Server, serve
 from serving.predictor import Models
@@ -218,6 +218,7 @@ def make_bundle(
     assert isinstance(engine, Engine)
     certificate = verify(engine, model, engine_folder)
     assert certificate, certificate.failures
+    save(model, out, MODEL_VALUE)
     shutil.copy(stage / MODEL, out / MODEL)
     shutil.copy(stage / CASES_FILE, out / CASES / CASES_FILE)
     shutil.copy(stage / CODEC, out / CODEC)

@@ -19,12 +19,12 @@ from PIL import Image
 
 from models.codec import Anomaly, Codec, ImageInput, Pictures
 from models.signature import Arrays, Axis, Signature, TensorSpec
-from pipeline.artifacts import write_json
+from pipeline.artifacts import save, write_json
 from pipeline.bundle import CASES, ENGINES, Bundle
 from pipeline.cases import CASES_FILE
 from pipeline.optimize import optimize
 from pipeline.parts import new_part, part, save_value
-from pipeline.values import CODEC, MODEL, PARTS, Certificate, Engine, OnnxModel
+from pipeline.values import CODEC, MODEL, MODEL_VALUE, PARTS, Certificate, Engine, OnnxModel
 from pipeline.verify import verify
 from serving.drawing import in_blocks
 from tests.serving.conftest import TARGET, record_cases, write_manifest, write_model
@@ -281,6 +281,7 @@ def make_bundle(folder: Path, name: str, coded: Coded) -> Path:
 
 def _copy(out: Path, model: OnnxModel, engine: Engine, certificate: Certificate) -> None:
     (out / CASES).mkdir(parents=True)
+    save(model, out, MODEL_VALUE)
     shutil.copy(model.folder / MODEL, out / MODEL)
     shutil.copy(model.folder / CASES_FILE, out / CASES / CASES_FILE)
     engine_folder = out / ENGINES / TARGET

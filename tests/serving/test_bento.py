@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.bento import BASE_IMAGE, Bento, build_bento, extras, packaged
 from flows.distribution import packages, write_wheel
-from flows.packaging import BASE_IMAGE, Bento, build_bento, extras, packaged
 from models.errors import BuildFailed, ServingFailed
 from pipeline.bundle import MANIFEST, Bundle, open_bundle
 from serving.ask import ask
@@ -205,7 +205,7 @@ def test_what_cannot_be_served_is_not_built(
     with pytest.raises(ServingFailed, match="no service serves"):
         build_bento(Bundle(bundle.folder, nobodys, bundle.codec), tmp_path)
     # Code that does not import is found out when the Bento is built, not when it is served.
-    monkeypatch.setattr("flows.packaging.SERVICES", {"classification": "serving.classification:No"})
+    monkeypatch.setattr("flows.bento.SERVICES", {"classification": "serving.classification:No"})
     with pytest.raises(BuildFailed, match=r"BentoML did not build the Bento: got .*No"):
         build_bento(bundle, tmp_path)
     assert not list(tmp_path.glob("bentos/*"))
@@ -214,7 +214,7 @@ def test_what_cannot_be_served_is_not_built(
 def test_without_bentoml_there_is_one_line_and_no_bento(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("flows.packaging.find_spec", lambda name: None)
+    monkeypatch.setattr("flows.bento.find_spec", lambda name: None)
     assert packaged(bundle, tmp_path, None) == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'fucina[serve]'" in line

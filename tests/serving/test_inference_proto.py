@@ -13,6 +13,8 @@ from serving.inference_proto import HEALTH_MESSAGES, MESSAGES, POOL, SERVICE
 PARTIAL = {
     path for path in MESSAGES if path in model_config_pb2.DESCRIPTOR.message_types_by_name
 } | {"ModelConfigResponse"}
+# Of the protocol's own messages, and not of the stock client's, which passes over it.
+PROPERTIES = ("ModelMetadataResponse", "properties")
 # An enumeration is an int32 on the wire.
 ENUM, INT32 = 14, 5
 
@@ -41,7 +43,10 @@ def facts(message: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", sorted(MESSAGES.keys() - PARTIAL))
 def test_each_message_equals_the_stock_one_field_by_field(path: str) -> None:
-    assert facts(MESSAGES[path].DESCRIPTOR) == facts(stock(path))
+    ours = facts(MESSAGES[path].DESCRIPTOR)
+    if path == PROPERTIES[0]:
+        del ours[PROPERTIES[1]]
+    assert ours == facts(stock(path))
 
 
 @pytest.mark.parametrize("path", sorted(PARTIAL))

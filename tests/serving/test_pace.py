@@ -92,10 +92,22 @@ def test_what_is_learnt_goes_to_what_is_measured(
     pace = Pace()
     pace.learn(size, before)
     assert pace.seconds(size) == pytest.approx(before)
-    gap = abs(seconds - before)
-    for _ in range(count):
+    # A pace that is more than doubled is first followed by a tenth of itself at a time.
+    sudden = max(0, math.ceil(math.log(seconds / before / 2, 1.1)))
+    gap = min(abs(seconds - before), max(seconds / 2, before))
+    for _ in range(sudden + count):
         pace.learn(size, seconds)
     assert abs(pace.seconds(size) - seconds) <= gap * 0.9**count + 1e-9 * max(seconds, before)
+
+
+@given(seconds=st.floats(1e-6, 10), size=st.integers(1, 2**30))
+def test_a_neighbour_that_holds_one_batch_up_moves_the_pace_by_a_tenth(
+    seconds: float, size: int
+) -> None:
+    pace = Pace()
+    pace.learn(size, seconds)
+    pace.learn(size, 1000 * seconds)
+    assert pace.seconds(size) == pytest.approx(1.1 * seconds)
 
 
 def test_a_size_that_was_never_seen_is_judged_by_the_nearest() -> None:

@@ -19,7 +19,7 @@ import uvicorn
 
 from models.signature import Arrays
 from serving.front import front, served
-from serving.predictor import Model
+from serving.model import Model
 from serving.runtime import free_port
 from tests.serving.sequence_bundle import RNN, endless, make_bundle
 

@@ -20,8 +20,8 @@ from pipeline.bundle import CASES, open_bundle
 from pipeline.cases import read_cases, write_cases
 from serving.classification import Classification
 from serving.launch import serve
+from serving.model import LOADING
 from serving.opening import open_bundles, open_session
-from serving.predictor import LOADING
 from serving.runtime import free_port
 from serving.workers import SHARED, lives, workers
 from tests.serving.conftest import DIGITS, TARGET, write_manifest

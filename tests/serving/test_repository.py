@@ -19,9 +19,10 @@ from pipeline import blessed
 from pipeline.blessed import RECORD
 from pipeline.bundle import CASES
 from pipeline.cases import read_cases, write_cases
-from serving import predictor
+from serving import model as served
+from serving.model import Model
 from serving.opening import open_bundles, open_session
-from serving.predictor import Model, Models
+from serving.predictor import Models
 from serving.repository import Repository
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -145,7 +146,7 @@ def test_a_version_that_is_dropped_answers_what_it_has_and_is_freed(
         engines.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(predictor, "open_session", opened)
+    monkeypatch.setattr(served, "open_session", opened)
 
     async def scenario(server: Following) -> None:
         old = server.models.get(NAME)

@@ -19,6 +19,7 @@ from pipeline.bundle import open_bundle
 from serving.ask import ask
 from serving.inference_proto import HEALTH_MESSAGES
 from serving.launch import Server
+from tests.serving.conftest import TARGET
 
 INFER = "/v2/models/digits/infer"
 
@@ -38,6 +39,7 @@ def triton(request: pytest.FixtureRequest, server: Server) -> Any:
 def described(client: Any, name: str) -> dict[str, Any]:
     metadata = client.get_model_metadata(name)
     if isinstance(metadata, dict):
+        assert metadata.pop("properties") == {"requested_target": TARGET, "served_target": TARGET}
         return metadata
     return {
         "name": metadata.name,

@@ -1,4 +1,4 @@
-"""Packaging: the command `fucina package`, and the Bento it ends in, which serves one bundle.
+"""Bento: what the command `fucina package` ends in, which serves one bundle.
 
 runs/NAME/bentos/VERSION/   the Bento; `bentoml serve` takes this folder
 runs/NAME/bento             a link to the last one

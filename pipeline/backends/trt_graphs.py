@@ -1,0 +1,145 @@
+"""CUDA graphs of calls that come again: captured where they pay, as many as are remembered."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.errors import FucinaError
+from pipeline.backends.device_memory import Device
+from pipeline.backends.trt_tensors import Profile, Shapes
+
+REMEMBERED = 8  # graphs of a lane; each holds a context of its own
+_PAYS = 1.05  # times as fast as launches; less is noise
+_ROUNDS = 7
+
+logger = logging.getLogger("fucina.tensorrt")
+
+
+@dataclass
+class Choice:
+    """Of which profiles CUDA graphs are used: those where they were measured to pay."""
+
+    wanted: bool
+    why_not: str = "not asked for"
+    times_as_fast: dict[int, float] = field(default_factory=dict)
+
+    def used(self, profile: Profile) -> bool:
+        return self.wanted and self.times_as_fast.get(profile.index, 0) >= _PAYS
+
+    def open(self, profile: Profile) -> bool:
+        """Whether it has to be measured."""
+        return self.wanted and profile.index not in self.times_as_fast
+
+    def refuse(self, why: str) -> None:
+        """Use none from now on; said once."""
+        if self.wanted:
+            logger.warning("no CUDA graphs: %s", why)
+            self.wanted, self.why_not = False, why
+
+    def facts(self) -> dict[str, Any]:
+        """`times_as_fast` as launches by profile, `used`, and why none is."""
+        pays = {index for index, times in self.times_as_fast.items() if times >= _PAYS}
+        return {
+            "used": sorted(pays) if self.wanted else [],
+            "times_as_fast": {str(i): round(times, 3) for i, times in self.times_as_fast.items()},
+            "why_not": None if self.wanted else self.why_not,
+        }
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as it is put on a stream: a context whose shapes are set, and those shapes."""
+
+    context: Any
+    shapes: Shapes
+    outputs: Shapes
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The graph of a call, whose context nothing else may change."""
+
+    handle: int
+    call: Call
+
+
+@dataclass
+class Graphs:
+    """The graphs of one lane. `prepare` makes a call with a context of its own, `enqueue` puts a
+    call on a stream: copies in, the engine, copies out, at addresses that never change.
+    """
+
+    device: Device
+    choice: Choice
+    stream: int
+    side: int
+    prepare: Callable[[Shapes, Profile], Call]
+    enqueue: Callable[[Call, int], None]
+    _seen: OrderedDict[tuple[int, Shapes], Captured | None] = field(default_factory=OrderedDict)
+
+    def get(self, shapes: Shapes, profile: Profile) -> Captured | None:
+        """The graph of these shapes, captured when they come again while they are remembered.
+
+        The least recently used goes. More shapes than that, which take turns, are never captured.
+        """
+        if not self.choice.used(profile):
+            return None
+        key = profile.index, shapes
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > REMEMBERED:
+                self._forget(next(iter(self._seen)))
+            return None
+        self._seen.move_to_end(key)
+        if self._seen[key] is None:
+            self._seen[key] = self._capture(shapes, profile)
+        return self._seen[key]
+
+    def measure(self, profile: Profile) -> None:
+        """Time launches and a graph of the profile's usual shapes in turn."""
+        if (graph := self._capture(profile.usual, profile)) is None:
+            return
+        ways: tuple[Callable[[], None], ...] = (
+            lambda: self.enqueue(graph.call, self.stream),
+            lambda: self.device.launch(graph.handle, self.stream),
+        )
+        times: tuple[list[float], ...] = ([], [])
+        try:
+            for _ in range(_ROUNDS):
+                for way, seconds in zip(ways, times, strict=True):
+                    start = self.device.seconds()
+                    way()
+                    self.device.wait(self.stream)
+                    seconds.append(self.device.seconds() - start)
+        finally:
+            self.device.end_graph(graph.handle)
+        launched, captured = (statistics.median(seconds) for seconds in times)
+        self.choice.times_as_fast[profile.index] = launched / captured
+
+    def close(self) -> None:
+        for key in list(self._seen):
+            self._forget(key)
+
+    def _forget(self, key: tuple[int, Shapes]) -> None:
+        if graph := self._seen.pop(key):
+            self.device.end_graph(graph.handle)
+
+    def _capture(self, shapes: Shapes, profile: Profile) -> Captured | None:
+        """The graph of a call that has a context of its own: one that changes breaks its graph.
+
+        One normal call comes first: what that prepares once is no part of the graph.
+        """
+        try:
+            call = self.prepare(shapes, profile)
+            self.enqueue(call, self.stream)
+            self.device.wait(self.stream)
+            handle = self.device.capture(lambda: self.enqueue(call, self.side), self.side)
+        except FucinaError as error:
+            self.choice.refuse(f"capture failed: {error}")
+            return None
+        return Captured(handle, call)

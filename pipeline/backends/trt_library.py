@@ -1,0 +1,109 @@
+"""TensorRT in whichever package is installed: `tensorrt` 10 or 11, or `tensorrt_rtx`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from models.errors import TargetUnavailable
+from pipeline.machine import driver, missing_gpu
+
+# The first that is installed is taken. The full one is tuned on the GPU it builds for; the other
+# compiles for any GPU, also where there is none.
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+
+_MAJORS = {"tensorrt": (10, 11), "tensorrt_rtx": (1,)}
+_INSTALL = "pip install 'fucina[gpu]', or to build without a GPU pip install tensorrt-rtx"
+
+
+@cache
+def library() -> ModuleType:
+    """The package. Raises `TargetUnavailable` with why none can be used, and what to install."""
+    why = "not installed"
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            found = importlib.import_module(name)
+        except Exception as error:  # of a package without its libraries, what the loader says
+            why = f"{name}: {error}"
+            continue
+        major = int(found.__version__.partition(".")[0])
+        if major in _MAJORS[name]:
+            return found
+        why = f"{name} {found.__version__}"
+    raise TargetUnavailable(
+        "TensorRT cannot be used", got=why, expected="tensorrt 10 or 11, or tensorrt_rtx 1",
+        fix=_INSTALL,
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The package by its name, and its version."""
+    trt = library()
+    return {trt.__name__: trt.__version__}
+
+
+def word(dtype: object) -> str:
+    """A DataType in the words of `Target.precision`, else in lower case, such as `int64`."""
+    name = str(getattr(dtype, "name", dtype))
+    return {"FLOAT": "fp32", "HALF": "fp16"}.get(name, name.lower())
+
+
+def has(enum: str, member: str) -> bool:
+    """Whether this version has a member of an enum, such as `DataType.FP8`."""
+    return hasattr(getattr(library(), enum), member)
+
+
+def flags(enum: Any, *members: str) -> int:
+    """Bits of those members that this version has: what it always does, it no longer names."""
+    return sum(1 << int(getattr(enum, name)) for name in members if hasattr(enum, name))
+
+
+def make_log() -> Any:
+    """A logger that keeps what goes wrong, in `said`, and prints nothing."""
+    trt = library()
+
+    class Log(trt.ILogger):  # type: ignore[name-defined]  # the interface is a class of theirs
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.said: list[str] = []
+
+        def log(self, severity: object, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                self.said.append(msg)
+
+    return Log()
+
+
+def complaint(log: Any, default: str) -> str:
+    """The first thing that a logger heard, in one line."""
+    return " ".join(log.said[0].split())[:300] if log.said else default
+
+
+def gpu() -> dict[str, str]:
+    """The GPU that plans are compiled for and run on, the first of this process; nothing if none.
+
+    Keys are `gpu`, `compute_capability`, and as far as they are known `cuda` and `driver`.
+    """
+    found = driver()
+    return {
+        key: value
+        for one in found.gpus[:1]
+        for key, value in (
+            ("gpu", one.name), ("compute_capability", one.compute_capability),
+            ("cuda", found.cuda), ("driver", found.version),
+        )
+        if value
+    }  # fmt: skip
+
+
+def missing_to_run() -> tuple[str, ...]:
+    """What lacks to run a plan, each with how to get it; to build one takes no GPU."""
+    if importlib.util.find_spec("cuda") is None:
+        return ("the package 'cuda-bindings' is not installed: pip install 'fucina[gpu]'",
+                *missing_gpu(driver()))  # fmt: skip
+    return missing_gpu(driver())

@@ -1,0 +1,93 @@
+"""CUDA graphs of calls, on doubles: used where they pay, bounded, and off when a capture fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from models.errors import ServingFailed
+from pipeline.backends.trt_graphs import REMEMBERED
+from tests.pipeline.device_double import HostDevice
+from tests.pipeline.test_trt_run import check, opened
+
+
+def test_graphs_are_used_where_they_pay() -> None:
+    with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=2)) as (session, device):
+        # A call puts two copies, the engine and two copies on its stream: five launches.
+        facts = {"used": [0], "times_as_fast": {"0": 2.5}, "why_not": None}
+        assert session.facts["graphs"] == facts
+        before = device.made["launches"]
+        for calls, launched in ((1, 0), (1, 1), (3, 3)):
+            for _ in range(calls):
+                check(session, 7)
+            assert device.made["launches"] - before == launched
+            before = device.made["launches"]
+
+
+def test_graphs_that_do_not_pay_are_not_used() -> None:
+    with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=5)) as (session, device):
+        before = device.made["launches"]
+        for _ in range(4):
+            check(session, 4)
+        assert device.made["launches"] == before
+        assert session.facts["graphs"]["used"] == []
+    with opened(contexts=1) as (session, device):
+        check(session, 4)
+        assert device.made["graphs"] == 0
+        assert session.facts["graphs"]["why_not"] == "not asked for"
+
+
+def test_graphs_are_bounded_and_the_least_recently_used_goes() -> None:
+    many = list(range(1, REMEMBERED + 2))
+    with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=1)) as (session, device):
+        for rows in many[:-1] * 2:
+            check(session, rows)
+        assert len(device.graphs) == REMEMBERED
+        check(session, many[0])
+        check(session, many[-1])  # puts out the one of two rows
+        assert len(device.graphs) == REMEMBERED - 1
+        before = device.made["launches"]
+        check(session, many[0])
+        assert device.made["launches"] == before + 1
+        check(session, many[1])
+        assert device.made["launches"] == before + 1
+    with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=1)) as (session, device):
+        made = device.made["graphs"]
+        for rows in many * 3:  # as they take turns, none comes again while it is remembered
+            check(session, rows)
+        assert device.made["graphs"] == made
+
+
+def test_a_capture_that_fails_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = HostDevice(graph_cost=1)
+
+    def refuse(work: Callable[[], object], stream: int) -> int:
+        raise ServingFailed("a legacy stream depends on a capturing one")
+
+    monkeypatch.setattr(device, "capture", refuse)
+    with opened(device=device, cuda_graphs=True) as (session, _):
+        for _ in range(3):
+            check(session, 4)
+        assert session.facts["graphs"]["used"] == []
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "capture failed: a legacy stream" in record.getMessage()
+
+
+def test_a_capture_that_fails_later_turns_graphs_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(device=HostDevice(graph_cost=1), cuda_graphs=True) as (session, device):
+        check(session, 3)
+        device.capacity -= device.free_bytes()
+        monkeypatch.setattr(session._lanes[1], "_new_context", lambda profile: device.allocate(1))
+        monkeypatch.setattr(session._lanes[0], "_new_context", lambda profile: device.allocate(1))
+        for _ in range(3):
+            check(session, 3)
+        monkeypatch.undo()
+    assert "out of memory" in caplog.text
+    assert len(caplog.records) == 1
