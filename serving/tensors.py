@@ -105,7 +105,7 @@ def from_json(spec: TensorSpec, data: object, shape: tuple[int, ...] | None = No
             raise BadInput(
                 f"{where} is nested unlike its shape", got=list(found), expected=list(shape)
             )
-    return _convert(spec, values, kinds).reshape(found if shape is None else shape)
+    return _shaped(spec, _convert(spec, values, kinds), found if shape is None else shape)
 
 
 def from_values(spec: TensorSpec, values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -116,7 +116,7 @@ def from_values(spec: TensorSpec, values: Sequence[Any], shape: tuple[int, ...])
             got=len(values),
             expected=f"{math.prod(shape)} for shape {list(shape)}",
         )
-    return _convert(spec, values, set(map(type, values))).reshape(shape)
+    return _shaped(spec, _convert(spec, values, set(map(type, values))), shape)
 
 
 def from_bytes(spec: TensorSpec, raw: bytes | memoryview, shape: tuple[int, ...]) -> np.ndarray:
@@ -134,11 +134,19 @@ def from_bytes(spec: TensorSpec, raw: bytes | memoryview, shape: tuple[int, ...]
     if spec.dtype == "bool" and array.size and array.view(np.uint8).max() > 1:
         raise BadInput(f"{where} holds bytes that are not booleans", expected="0 or 1")
     # Kernels read whole vectors: after a header of any length these may lie between their places.
-    return (
-        (array if array.flags.aligned else array.copy())
-        .astype(spec.dtype, copy=False)
-        .reshape(shape)
-    )
+    placed = array if array.flags.aligned else array.copy()
+    return _shaped(spec, placed.astype(spec.dtype, copy=False), shape)
+
+
+def _shaped(spec: TensorSpec, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # no number, yet in a shape that no array can have
+        raise BadInput(
+            f"input {spec.name!r} has a malformed shape",
+            got=_shown(list(shape)),
+            expected=str(spec),
+        ) from error
 
 
 def from_bare_bytes(spec: TensorSpec, raw: bytes) -> np.ndarray:

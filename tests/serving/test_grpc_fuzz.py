@@ -23,7 +23,7 @@ METHODS = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"),
     *("ModelInfer", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
 )
-SHORT, LONG = 150, 10_000  # examples of each test, of which there are four
+SHORT, LONG = 150, 20_000  # examples of each test, of which there are four
 
 NAMES = st.sampled_from(
     ["", "digits", "pair", "words", "image", "left", "right", "tokens", "logits", "total", "prompt"]
@@ -202,7 +202,7 @@ def test_no_message_breaks_the_server(
     hold(law, strategies, channel, SHORT)
 
 
-@pytest.mark.slow  # 40,000 calls take minutes
+@pytest.mark.slow  # 80,000 calls take minutes
 @pytest.mark.parametrize(("law", "strategies"), LAWS)
 @pytest.mark.usefixtures("right_afterwards")
 def test_no_message_of_very_many_breaks_the_server(

@@ -18,6 +18,7 @@ from serving.tensors import (
     from_bare_bytes,
     from_bytes,
     from_json,
+    from_values,
     to_bytes,
 )
 
@@ -122,3 +123,14 @@ def test_bare_bytes_give_the_varying_axis() -> None:
         from_bare_bytes(TensorSpec("x", "int16", (ROWS, Axis("t", 1, 2, 3))), bytes(12))
     with pytest.raises(BadInput, match="got 4, expected 6"):
         from_bare_bytes(TensorSpec("x", "int16", (3,)), bytes(4))
+
+
+def test_no_values_in_a_shape_that_no_array_has() -> None:
+    spec, shape = TensorSpec("x", "float32", (2, 2)), (0, 2**62, 2**62)
+    for read in (
+        lambda: from_bytes(spec, b"", shape),
+        lambda: from_values(spec, [], shape),
+        lambda: from_json(spec, [], shape),
+    ):
+        with pytest.raises(BadInput, match="malformed shape"):
+            read()
