@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pickle
 import signal
 import sys
 import threading
-import traceback
 from multiprocessing.connection import Connection
 from typing import Any
+
+from flows.wire import receive, send, write_error
 
 # What takes seconds to import; done while the parent has nothing to ask yet.
 _HEAVY = ("flows.steps", "pipeline.train", "pipeline.export", "pipeline.optimize",
@@ -28,32 +28,20 @@ def main() -> None:
                 importlib.import_module(name)
     while True:
         try:
-            stage, arguments = wire.recv()
+            stage, arguments = receive(wire)
         except EOFError:
             return
-        wire.send(_done(wire, stage, arguments))
+        send(wire, *_done(wire, stage, arguments))
 
 
 def _done(wire: Connection, stage: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
     try:
         from flows.steps import do
 
-        record = do(stage, lambda *said: wire.send(("progress", *said)), **arguments)
+        record = do(stage, lambda *said: send(wire, "progress", *said), **arguments)
     except Exception as error:  # whatever it is, the parent raises it
-        return "failed", *_sendable(error)
+        return "failed", write_error(error)
     return "done", record, not _on_gpu()
-
-
-def _sendable(error: Exception) -> tuple[Exception, Exception | None]:
-    """An error and its cause, as they arrive at the parent, with where it was raised as a note."""
-    text = traceback.format_exc()
-    try:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else None
-        pickle.loads(pickle.dumps((error, cause)))  # noqa: S301 - own bytes
-    except Exception:  # an error of somebody else's that does not survive the way
-        return RuntimeError(text.strip().splitlines()[-1]), None
-    error.add_note(text)
-    return error, cause
 
 
 def _on_gpu() -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from flows.wire import read_error, receive, send
 from models.errors import FucinaError
 
 Record = dict[str, Any]
@@ -101,12 +102,11 @@ def ask(
         child = crew.take()
         keep = False
         try:
-            child.wire.send((stage, arguments))
+            send(child.wire, stage, arguments)
             kind, *answer = _answer(child, stage, limit, told, printed)
             if kind == "failed":
                 keep = True
-                error, error.__cause__ = answer
-                raise error
+                raise read_error(answer[0])
             record, keep = answer
             return record
         finally:
@@ -155,7 +155,7 @@ def _answer(
                 waiting.unregister(child.output)
             if child.wire in ready:
                 try:
-                    message = child.wire.recv()
+                    message = receive(child.wire)
                 except (EOFError, OSError):
                     message = None
                 if message and message[0] == "progress":
@@ -164,7 +164,7 @@ def _answer(
                 while hear():
                     pass
                 if message:
-                    return list(message)
+                    return message
             if child.wire in ready or _has_ended(child):
                 _kill(child)
                 raise FucinaError(
