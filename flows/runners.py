@@ -122,7 +122,7 @@ def _dask(orders: Sequence[Order], address: str) -> Iterator[Row]:
 
 def _ray(orders: Sequence[Order], address: str) -> Iterator[Row]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     place = urlsplit(address if "//" in address else f"//{address}")
     try:
