@@ -109,6 +109,10 @@ class Metrics:
         served = ("target", "requested", "why")
         self._ready = gauge("model_ready", "Workers in which a model answers so.", *model, *served)
         self._loads = counter("model_loads", "Models opened and replayed.", *model, "result")
+        self._opening = gauge(
+            "model_open_seconds", "Seconds to open, replay and measure.", *model, mode="livemax"
+        )
+        self._held = gauge("model_device_bytes", "Memory of its device that it holds.", *model)
         self._swaps = counter("model_swaps", "Versions that took over.", *model, "result")
         self._compared = counter("recheck_comparisons", "Answers held to the reference.", *model)
         self._skipped = counter("recheck_skipped", "Answers not held to it: it was busy.", *model)
@@ -159,6 +163,10 @@ class Metrics:
 
     def loaded(self, model: str, version: str, ok: bool) -> None:
         self._loads.labels(model, version, _result(ok)).inc()
+
+    def opened(self, model: str, version: str, seconds: float, device_bytes: int) -> None:
+        self._opening.labels(model, version).set(seconds)
+        self._held.labels(model, version).set(device_bytes)
 
     def swapped(self, model: str, version: str, ok: bool) -> None:
         self._swaps.labels(model, version, _result(ok)).inc()

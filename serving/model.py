@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from models.codec import Codec
 from models.errors import BadInput, FucinaError, NotReady
 from models.signature import Arrays, Signature
-from pipeline.backends import Session
+from pipeline.backends import Session, facts_of
 from pipeline.bundle import Bundle
 from pipeline.rebuild import rebuild
 from serving.batcher import Batcher, Bounds
@@ -35,7 +36,14 @@ BEING_BUILT = "is being built for this machine"
 _BODIES = 4
 
 
-Opened = tuple[Session, Pace, int]  # and how many rows it answers together
+@dataclass(frozen=True)
+class Opened:
+    """An engine that is open and has been asked every recorded case, in so many seconds."""
+
+    session: Session
+    pace: Pace
+    full: int  # rows that it answers together
+    seconds: float
 
 
 class Model:
@@ -117,7 +125,7 @@ class Model:
         """Answer what comes from now on by this engine; what has come the last one answers."""
         if self.ready:
             self._telemetry.model_state(self.name, self.version, self._choice.labels, False)
-        session, pace, full = opened
+        session = opened.session
         report = partial(self._telemetry.batched, self.name, self.version)
         settings = self._settings
         if self.codec.generation:
@@ -126,13 +134,15 @@ class Model:
             )
         self._batcher = Batcher(
             session.run, self.signature, _bounds(settings),
-            most=settings.largest_batch or full, pace=pace, report=report,
+            most=settings.largest_batch or opened.full, pace=opened.pace, report=report,
         )  # fmt: skip
         if settings.recheck:
             self._recheck = Recheck(choice.bundle, choice.target, settings.recheck, self._telemetry)
         self._choice = choice
         self._telemetry.loaded(self.name, self.version, True)
         self._telemetry.model_state(self.name, self.version, choice.labels, True)
+        held = facts_of(session).get("device_bytes", 0)
+        self._telemetry.opened(self.name, self.version, opened.seconds, held)
         logger.info("model %r version %s is ready (%s)", self.name, self.version, choice.target)
         if choice.reason:
             self._tell()
@@ -158,8 +168,10 @@ class Model:
             return choice, self._open(choice)
 
     def _open(self, choice: Choice) -> Opened:
+        begun = time.perf_counter()
         session = open_session(choice.bundle, choice.target, self._settings.threads)
-        return session, *find_pace(session.run, self.signature, self.bundle.cases())
+        pace, full = find_pace(session.run, self.signature, self.bundle.cases())
+        return Opened(session, pace, full, time.perf_counter() - begun)
 
     def cure(self, turn: asyncio.Lock) -> None:
         """Begin to rebuild the engine, and its parts', where that would bring the target."""

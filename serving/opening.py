@@ -10,7 +10,7 @@ from typing import Any
 from models.codec import TextInput
 from models.errors import BundleError, FucinaError, NotReady, ServingFailed
 from models.signature import Arrays, Axis, TensorSpec
-from pipeline.backends import Session
+from pipeline.backends import Session, facts_of
 from pipeline.blessed import Chosen, standing
 from pipeline.bundle import Bundle, Kind, open_bundle
 from serving.acting import acting_problem
@@ -73,6 +73,10 @@ class _InBlocks:
 
     session: Session
     block: int
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return facts_of(self.session)
 
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         return in_blocks(self.session.run, self.block)(inputs)

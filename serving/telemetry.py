@@ -69,6 +69,10 @@ class Telemetry:
         """A model was opened and has reproduced its recorded cases, or has not."""
         self.metrics.loaded(model, version, ok)
 
+    def opened(self, model: str, version: str, seconds: float, device_bytes: int) -> None:
+        """An engine was opened and warmed up in so long, and holds so much of its device."""
+        self.metrics.opened(model, version, seconds, device_bytes)
+
     def swapped(self, model: str, version: str, ok: bool, why: str = "") -> None:
         """Another version answers who names none, or `why` the one before still does."""
         self.metrics.swapped(model, version, ok)

@@ -121,6 +121,11 @@ class Backend(Protocol):
         ...
 
 
+def facts_of(session: Session) -> Mapping[str, Any]:
+    """What an open engine takes, where that was measured: `device_bytes`, `warm_up_seconds`."""
+    return getattr(session, "facts", {})
+
+
 # The module that serves each library.
 _MODULES = {"ort": "pipeline.backends.ort", "tensorrt": "pipeline.backends.trt"}
 

@@ -41,6 +41,14 @@ def page_of(metrics: Metrics) -> Page:
     return read(generate_latest(metrics.registry).decode())
 
 
+def test_what_an_engine_took_to_open_and_holds_is_told() -> None:
+    metrics = Metrics()
+    metrics.opened("m", "1", 0.5, 1024)
+    page = page_of(metrics)
+    assert total(page, "fucina_model_open_seconds", model="m", version="1") == 0.5
+    assert total(page, "fucina_model_device_bytes", model="m", version="1") == 1024
+
+
 @given(st.lists(st.floats(0, 100), max_size=50))
 def test_what_is_added_up_is_what_prometheus_would_have_counted(seen: list[float]) -> None:
     metrics, registry = Metrics(), CollectorRegistry()
@@ -126,6 +134,7 @@ def test_the_page_is_that_of_all_workers(pair_of_workers: Server) -> None:
     assert total(page, "fucina_model_ready", model="digits", target="ort-cpu-fp32") == 2
     assert total(page, "fucina_model_loads_total", result="ok") == 2
     assert total(page, "fucina_model_loads_total", result="failed") == 0
+    assert total(page, "fucina_model_open_seconds", model="digits") > 0
     (build,) = [labels for name, labels in page if name == "fucina_build"]
     assert dict(build)["onnxruntime"]
 
