@@ -28,9 +28,10 @@ def write_error(error: BaseException, *, trace: bool = True) -> dict[str, Any]:
         got, expected = (None if one is None else str(one) for one in given)
         said |= {"kind": type(error).__name__, "what": error.what}
         said |= {"got": got, "expected": expected, "fix": error.fix}
-    elif isinstance(error, OSError) and error.errno is not None:
+    elif isinstance(error, OSError):
         name = error.filename
-        said |= {"kind": "OSError", "os": [error.errno, error.strerror, name and str(name)]}
+        facts = [error.errno, error.strerror, name and str(name)]
+        said |= {"kind": "OSError", "os": facts if error.errno else [str(error)]}
     elif isinstance(error, ModuleNotFoundError):
         said |= {"kind": "ModuleNotFoundError", "name": error.name, "text": str(error)}
     if trace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from multiprocessing.connection import Connection
+from urllib.error import URLError
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,12 @@ def test_a_cause_and_where_it_happened_arrive_too() -> None:
     assert isinstance(back.__cause__, PermissionError)
     assert back.__cause__.filename == "data.csv"
     assert "test_wire.py" in back.__notes__[0]
+
+
+def test_an_address_that_is_not_reached_stays_an_error_of_the_system() -> None:
+    back = read_error(write_error(URLError("no route")))  # which has no number
+    assert isinstance(back, OSError)
+    assert "no route" in str(back)
 
 
 def test_errors_of_others_keep_their_last_line() -> None:
