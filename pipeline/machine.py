@@ -108,6 +108,23 @@ def driver(load: Load = ctypes.CDLL) -> Driver:
     )
 
 
+def gpu() -> dict[str, str]:
+    """The GPU that engines run on, the first that CUDA shows to this process; nothing if none.
+
+    Keys are `gpu`, `compute_capability`, and as far as they are known `cuda` and `driver`.
+    """
+    found = driver()
+    return {
+        key: value
+        for one in found.gpus[:1]
+        for key, value in (
+            ("gpu", one.name), ("compute_capability", one.compute_capability),
+            ("cuda", found.cuda), ("driver", found.version),
+        )
+        if value
+    }  # fmt: skip
+
+
 def missing_gpu(found: Driver) -> tuple[str, ...]:
     """What lacks before anything runs on a GPU, and how to get it."""
     return (f"{found.problem}; {_GET_DRIVER}",) if found.problem else ()

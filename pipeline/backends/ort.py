@@ -21,6 +21,7 @@ import onnxruntime as ort
 from models.errors import BuildFailed, first_line
 from models.signature import Arrays, Signature
 from pipeline.backends import DEFAULT_TARGET, TARGETS, Built, Target, ort_cuda
+from pipeline.machine import gpu
 
 # Saved at EXTENDED, whose fusions hold on any CPU; opened at ALL, which adds the memory layout
 # of the CPU that serves. A graph saved at ALL is bound to the CPU that built it.
@@ -87,7 +88,7 @@ def host(target: Target) -> dict[str, str]:
     facts = {
         "onnxruntime": ort.__version__, "machine": platform.machine(), "os": platform.system()
     }  # fmt: skip
-    return facts | (ort_cuda.gpu() if target.device == "cuda" else {})
+    return facts | (gpu() if target.device == "cuda" else {})
 
 
 def bound() -> tuple[str, ...]:

@@ -130,20 +130,6 @@ def ways(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def gpu() -> dict[str, str]:
-    """The GPU that engines run on, the first that CUDA shows to this process; nothing if none."""
-    found = driver()
-    return {
-        key: value
-        for one in found.gpus[:1]
-        for key, value in (
-            ("gpu", one.name), ("compute_capability", one.compute_capability),
-            ("cuda", found.cuda), ("driver", found.version),
-        )
-        if value
-    }  # fmt: skip
-
-
 @cache
 def _lacking() -> tuple[str, ...]:
     return missing()

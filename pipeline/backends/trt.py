@@ -14,7 +14,8 @@ from models.errors import TargetUnavailable
 from models.signature import Arrays, Signature
 from pipeline.backends import Built, Session, Target
 from pipeline.backends.trt_build import GRAPH, LAYERS, PLAN, compile_graph
-from pipeline.backends.trt_library import gpu, has, library, missing_to_run, versions
+from pipeline.backends.trt_library import has, library, missing_to_run, versions
+from pipeline.machine import gpu
 from pipeline.progress import Progress, silent
 
 _AS_THEY_ARE = ("fp32", "tf32")

@@ -84,23 +84,6 @@ def complaint(log: Any, default: str) -> str:
     return " ".join(log.said[0].split())[:300] if log.said else default
 
 
-def gpu() -> dict[str, str]:
-    """The GPU that plans are compiled for and run on, the first of this process; nothing if none.
-
-    Keys are `gpu`, `compute_capability`, and as far as they are known `cuda` and `driver`.
-    """
-    found = driver()
-    return {
-        key: value
-        for one in found.gpus[:1]
-        for key, value in (
-            ("gpu", one.name), ("compute_capability", one.compute_capability),
-            ("cuda", found.cuda), ("driver", found.version),
-        )
-        if value
-    }  # fmt: skip
-
-
 def missing_to_run() -> tuple[str, ...]:
     """What lacks to run a plan, each with how to get it; to build one takes no GPU."""
     if importlib.util.find_spec("cuda") is None:
