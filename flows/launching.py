@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.wire import read_error, write_error
 from models.errors import BadSetting, FucinaError, TrainingFailed, first_line
 from pipeline.progress import Progress, silent
 
@@ -114,7 +115,7 @@ def launch(
                     outcome = said
             code = agent.wait(_END)
         if "error" in outcome:
-            raise _revived(outcome["error"])
+            raise read_error(outcome["error"])
         if code:
             log = (Path(meeting) / "log").read_text(errors="replace").strip().splitlines()
             raise TrainingFailed(
@@ -162,23 +163,14 @@ def _parsed(line: bytes) -> object:
 
 def _described(error: Exception, rank: int) -> dict[str, Any]:
     if isinstance(error, FucinaError):
-        parts = {"what": error.what, "got": error.got, "expected": error.expected}
-        texts = {name: None if value is None else str(value) for name, value in parts.items()}
-        return {"kind": type(error).__name__, **texts, "fix": error.fix}
-    return {
-        "kind": TrainingFailed.__name__,
-        "what": f"process {rank} of the training failed",
-        "got": f"{type(error).__name__}, {first_line(error)}",
-        "expected": None,
-        "fix": "run it again: it goes on after the last whole epoch",
-    }
-
-
-def _revived(said: dict[str, Any]) -> FucinaError:
-    from models import errors
-
-    kind = getattr(errors, said.pop("kind"))
-    return kind(said.pop("what"), **said)
+        return write_error(error)
+    failed = TrainingFailed(
+        f"process {rank} of the training failed",
+        got=f"{type(error).__name__}, {first_line(error)}",
+        fix="run it again: it goes on after the last whole epoch",
+    )
+    failed.__cause__ = error
+    return write_error(failed)
 
 
 def agent(task: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ model draws within, as in dropout, every process draws for its slice from a seed
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,12 +91,22 @@ def check_divisible(recipe: Recipe, settings: Training, rows: int, group: Group)
 
 
 def told_by_first(group: Group, make: Callable[[], Value]) -> Value:
-    """What `make` gives in the first process, in all of them."""
+    """What `make` gives in the first process, in all of them; it goes there as JSON."""
     if group.world == 1:
         return make()
-    told: list[Any] = [make() if group.first else None]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+    return json.loads(_sent_by_first(json.dumps(make()).encode() if group.first else b""))
+
+
+def _sent_by_first(data: bytes) -> bytes:
+    """The first process's bytes; torch's own way for objects would load a pickle from others."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    size = torch.tensor([len(data)], device=device)
+    dist.broadcast(size, src=0)
+    sent = torch.zeros(int(size), dtype=torch.uint8)
+    sent[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else sent[:0]
+    sent = sent.to(device)
+    dist.broadcast(sent, src=0)
+    return sent.cpu().numpy().tobytes()
 
 
 @contextmanager
@@ -104,10 +115,11 @@ def first_file(group: Group, path: Path | None) -> Iterator[Path | None]:
     if group.world == 1:
         yield path
         return
-    data = told_by_first(group, lambda: path.read_bytes() if path and path.is_file() else None)
+    there = group.first and path is not None and path.is_file()
+    data = _sent_by_first(path.read_bytes() if there and path else b"")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        if data is not None:
+        if data:  # which no whole checkpoint is without
             copy.write_bytes(data)
         yield copy
 

@@ -209,7 +209,7 @@ def _monitor(progress: Progress) -> Any:
     """A listener of the compiler's phases, of which the outermost is passed on."""
     trt = library()
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}

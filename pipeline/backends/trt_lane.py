@@ -215,7 +215,7 @@ class Lane:
 def growing_output(trt: Any, device: Device) -> Any:
     """What TensorRT asks for the memory of an output whose shape the data decide."""
 
-    class Growing(trt.IOutputAllocator):  # type: ignore[name-defined]  # theirs is the interface
+    class Growing(trt.IOutputAllocator):  # theirs is the interface
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.address, self.nbytes = 0, 0

@@ -67,7 +67,7 @@ def make_log() -> Any:
     """A logger that keeps what goes wrong, in `said`, and prints nothing."""
     trt = library()
 
-    class Log(trt.ILogger):  # type: ignore[name-defined]  # the interface is a class of theirs
+    class Log(trt.ILogger):  # the interface is a class of theirs
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.said: list[str] = []

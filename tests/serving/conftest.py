@@ -308,3 +308,23 @@ def assert_alive(http: httpx.Client) -> None:
     image = {"name": "image", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784}
     answer = http.post("/v2/models/digits/infer", json={"inputs": [image]})
     assert answer.status_code == 200
+
+
+@pytest.fixture(scope="module")
+def packaged(level: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """A bundle with a plan of the machine "old"."""
+    from tests.serving.plans import add_plan, registered  # which builds on what is here
+
+    folder = tmp_path_factory.mktemp("planned")
+    with registered(folder, "old"):
+        yield open_bundle(add_plan(level, folder))
+
+
+@pytest.fixture
+def moved(packaged: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """The bundle on another machine, whose cache is empty."""
+    from tests.serving.plans import MACHINE, OPENED
+
+    monkeypatch.setenv(MACHINE, "new")
+    monkeypatch.setenv(OPENED, str(tmp_path / "opened.txt"))
+    return packaged

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,31 +19,13 @@ from tests.serving.generative_bundle import CODER, make_bundle
 from tests.serving.plans import (
     COMPILER,
     MACHINE,
-    OPENED,
     PLAN,
     PLANNED,
     add_plan,
-    registered,
     told,
 )
 
 NAME = PLANNED.name
-
-
-@pytest.fixture(scope="module")
-def packaged(level: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """A bundle with a plan of the machine "old"."""
-    folder = tmp_path_factory.mktemp("rebuild")
-    with registered(folder, "old"):
-        yield open_bundle(add_plan(level, folder))
-
-
-@pytest.fixture
-def moved(packaged: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """The bundle on another machine, whose cache is empty."""
-    monkeypatch.setenv(MACHINE, "new")
-    monkeypatch.setenv(OPENED, str(tmp_path / "opened.txt"))
-    return packaged
 
 
 def again(bundle: Bundle, cache: Path, seconds: float = 60.0) -> Bundle:

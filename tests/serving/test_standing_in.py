@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +33,12 @@ from tests.serving.plans import (
     OPENED,
     PLAN,
     PLANNED,
-    add_plan,
-    registered,
     told,
 )
 from tests.serving.test_metrics import read, total
 
 ROWS = {"features": np.array([[1, 0, 0], [0, 1, 0]], np.float32)}
 GPU = "tensorrt-fp32"
-
-
-@pytest.fixture(scope="module")
-def packaged(level: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """A bundle with a plan of the machine "old"."""
-    folder = tmp_path_factory.mktemp("standing-in")
-    with registered(folder, "old"):
-        yield open_bundle(add_plan(level, folder))
-
-
-@pytest.fixture
-def moved(packaged: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """The bundle on another machine, whose cache is empty."""
-    monkeypatch.setenv(MACHINE, "new")
-    monkeypatch.setenv(OPENED, str(tmp_path / "opened.txt"))
-    return packaged
 
 
 @pytest.fixture(scope="module")
