@@ -94,6 +94,8 @@ def front(
             authorization = header.get(b"authorization", b"").decode("latin-1")
             runtime.gate.admit(call, authorization, admin=found is not None and found.admin)
             try:
+                if found and found.check:
+                    found.check(runtime, found.parameters)
                 body, limit = b"", runtime.settings.timeout
                 if method in _WITH_BODY:
                     largest = runtime.settings.largest_body

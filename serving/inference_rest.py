@@ -58,6 +58,7 @@ class Answer:
 
 # Runtime, parameters of the path, the request's header, body.
 Handler = Callable[["Runtime", Mapping[str, str], Lines, bytes], Awaitable[Answer]]
+Check = Callable[["Runtime", Mapping[str, str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Match:
     handler: Handler
     parameters: Mapping[str, str]
     admin: bool = False
+    check: Check | None = None  # before the body is read
 
 
 def platform(model: Model) -> str:
@@ -125,7 +127,7 @@ def match(method: str, path: str) -> Match | None:
     if known is None:
         return Match(route, _wrong_method, {"allow": allowed(methods), "method": method})
     handler, admin = known
-    return Match(route, handler, parameters, admin)
+    return Match(route, handler, parameters, admin, check_room if handler is infer else None)
 
 
 def allowed(methods: Collection[str]) -> str:
@@ -182,6 +184,11 @@ async def model_ready(
     model = _model(runtime, parameters)
     model.check_ready()
     return Answer(_dump({"name": model.name, "ready": True}))
+
+
+def check_room(runtime: Runtime, parameters: Mapping[str, str]) -> None:
+    """Raise `NotReady`, `Overloaded` or `UnknownModel` for what need not be read to be refused."""
+    _model(runtime, parameters).check_room()
 
 
 async def infer(

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from pipeline.backends import DEFAULT_TARGET
 from pipeline.bundle import SERVICES, Bundle
 from serving.model import BEING_BUILT, LOADING
 from serving.opening import open_bundles
+from serving.ports import kept_port
 from serving.runtime import GRACE as DRAINED
-from serving.runtime import WAITING, check_port, free_port
+from serving.runtime import WAITING
 from serving.settings import Settings, write_settings
 from serving.tls import check_protection, pinned, rest_options
 from serving.workers import SHARED, Workers, workers
@@ -84,23 +86,28 @@ def serve(
     """
     _check_host(host)
     bundles = _check(folders, target)
-    port, grpc_port = _ports(host, port, grpc_port)
-    check_port(host, port, "HTTP")
-    check_port(host, grpc_port, "gRPC")
+    if port == grpc_port != 0:
+        raise BadSetting("REST and gRPC cannot share a port", got=port, expected="one for each")
     address = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
-    with tempfile.TemporaryDirectory(prefix="fucina-") as scratch, _ended_by_signal():
+    with (
+        tempfile.TemporaryDirectory(prefix="fucina-") as scratch,
+        _ended_by_signal(),
+        kept_port(host, port, "HTTP") as own,
+        kept_port(host, grpc_port, "gRPC") as own_grpc,
+    ):
         settings = Settings(
             bundles=tuple(folder.absolute() for folder in folders),
             target=target,
             host=host,
             grpc_host=host,
-            grpc_port=grpc_port,
+            grpc_port=own_grpc,
             **_absolute(more),
         )
         check_protection(settings)
         environment = {
             **write_settings(settings),
-            # Nothing of this server outlives it, and nothing is sent to BentoML's authors.
+            # Nothing of this server outlives it, nobody else gives its supervisor orders there, and
+            # nothing is sent to BentoML's authors.
             "BENTOML_HOME": scratch,
             SHARED: str(Path(scratch) / "prometheus_multiproc_dir"),  # where BentoML puts it
             "BENTOML_DO_NOT_TRACK": "True",
@@ -111,7 +118,7 @@ def serve(
         attached = [sys.executable, "-m", "pipeline.attached"]
         command = [*attached, "serving.supervised", "serve", SERVICES[bundles[0].manifest.kind]]
         process = subprocess.Popen(
-            [*command, "--host", host, "--port", str(port), *_OPTIONS, *rest_options(settings)],
+            [*command, "--host", host, "--port", str(own), *_OPTIONS, *rest_options(settings)],
             # The service is imported from here: no folder of the caller's can stand before it.
             cwd=Path(__file__).parents[1],
             env=os.environ | environment,
@@ -127,9 +134,7 @@ def serve(
             listener.start()
             scheme = "https" if settings.tls_certificate else "http"
             group = workers(settings.workers, environment)
-            server = Server(
-                f"{scheme}://{address}:{port}", f"{address}:{grpc_port}", process, group
-            )
+            server = Server(f"{scheme}://{address}:{own}", f"{address}:{own_grpc}", process, group)
             _wait_ready(server, group.were_all, said, listener, settings)
             yield server
         finally:
@@ -140,16 +145,6 @@ def serve(
 def _absolute(more: dict[str, Any]) -> dict[str, Any]:
     """The same settings for a server that is started in another folder."""
     return {k: v.absolute() if isinstance(v, Path) else v for k, v in more.items()}
-
-
-def _ports(host: str, port: int, grpc_port: int) -> tuple[int, int]:
-    """Both ports, of which 0 is any free one; the system may offer the same one twice."""
-    if port == grpc_port != 0:
-        raise BadSetting("REST and gRPC cannot share a port", got=port, expected="one for each")
-    port = port or free_port(host)
-    while grpc_port in (0, port):
-        grpc_port = free_port(host)
-    return port, grpc_port
 
 
 def _check_host(host: str) -> None:
@@ -217,6 +212,12 @@ def _wait_ready(
             problem = str(json.loads(error.read()).get("error"))
             if not any(passing in problem for passing in (LOADING, BEING_BUILT, WAITING)):
                 raise ServingFailed(f"the server is not ready: {problem}") from error
+        except HTTPException as error:
+            raise ServingFailed(
+                f"what answers at {server.http} speaks no HTTP",
+                got=type(error).__name__,
+                fix="choose another port",
+            ) from error
         except OSError:
             pass  # it does not listen yet
         time.sleep(0.05)

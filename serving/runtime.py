@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -15,12 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from models.errors import NotReady, ServingFailed
+from models.errors import NotReady
 from pipeline.bundle import Kind
 from serving.access_log import AccessLog
 from serving.gate import Gate
 from serving.inference_grpc import GrpcServer, start_grpc
 from serving.opening import open_bundles
+from serving.ports import check_port
 from serving.predictor import Models
 from serving.repository import Repository
 from serving.settings import Settings, read_settings
@@ -44,30 +44,6 @@ def check_deployment(kind: Kind, folder: Path) -> None:
     check_protection(settings, sys.argv)
     open_bundles(settings.bundles, kind)
     check_port(settings.grpc_host, settings.grpc_port, "gRPC")
-
-
-def check_port(host: str, port: int, what: str) -> None:
-    """Raise `ServingFailed` naming the port unless it is free for us alone."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # A port whose last connections linger is free; one that is listened on is not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServingFailed(
-                f"{what} port {port} on {host} cannot be used",
-                got=error.strerror,
-                fix="choose another port, or stop what uses it",
-            ) from error
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 class Runtime:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.launch import end
-from serving.runtime import free_port
+from serving.ports import free_port
 
 PEERS = Path(__file__).parents[2] / "build" / "peers"
 PATIENCE = 120.0

@@ -31,7 +31,7 @@ import psutil
 from flows.latency import machine
 from serving.inference_proto import MESSAGES, SERVICE
 from serving.launch import serve
-from serving.runtime import free_port
+from serving.ports import free_port
 from tests.conftest import make_release
 
 ENVIRONMENT = Path(__file__).parents[2] / "build" / "mlserver"

@@ -47,10 +47,10 @@ def told(name: str, answers: Answers) -> str:
     return text + (f"; {answers.failed} FAILED" if answers.failed else "")
 
 
-def calm(folder: Path, seconds: float) -> tuple[float, float]:
+def calm(folder: Path, threads: int, seconds: float) -> tuple[float, float]:
     """Accepted requests per second at most, and the median answer in seconds without load."""
     bundle = open_bundle(folder)
-    with serve([folder], port=0, grpc_port=0, access_log=False) as server:
+    with serve([folder], port=0, grpc_port=0, access_log=False, threads=threads) as server:
         request = one_row(bundle, server.http)
         most = asyncio.run(closed_loop(server.http, [request], CLIENTS, seconds))
         alone = asyncio.run(open_loop(server.http, request, SHARE * most.rate, seconds))
@@ -79,19 +79,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, help="none releases resnet20")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each part")
+    parser.add_argument("--threads", type=int, default=0, help="of the engine; 0: as certified")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         changes = {"image": 96, "channels": 3, "width": 1.0, "epochs": 1}
         folder = options.bundle or make_release("resnet20", Path(scratch), **changes).bundle.folder
-        rate, median = calm(folder, min(options.seconds, 10))
+        rate, median = calm(folder, options.threads, min(options.seconds, 10))
         bundle = open_bundle(folder)
         wait = median / 2 * 1e3
         print(
             f"{machine()}; {bundle.manifest.name}, one row a request; {rate:.0f} a second at most, "
             f"{median * 1e3:.2f} ms without load; --longest-wait {wait:.2f}; "
-            f"{options.seconds:g} s each"
+            f"{options.threads or 'certified'} threads; {options.seconds:g} s each"
         )
-        with serve([folder], port=0, grpc_port=0, access_log=False, longest_wait=wait) as server:
+        settings = {"access_log": False, "longest_wait": wait, "threads": options.threads}
+        with serve([folder], port=0, grpc_port=0, **settings) as server:
             request = one_row(bundle, server.http)
             found, recovery = asyncio.run(overload(server.http, request, rate, options.seconds))
     for name, answers in found.items():

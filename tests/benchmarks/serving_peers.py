@@ -36,7 +36,7 @@ from pipeline.bundle import Bundle, open_bundle
 from serving.inference_proto import MESSAGES, SERVICE
 from serving.launch import serve
 from serving.load import Answers, closed_loop, request_of
-from serving.runtime import free_port
+from serving.ports import free_port
 from tests.benchmarks.peer_servers import ALL_PEERS, PATIENCE, Peer, install, started, version
 from tests.conftest import make_release
 

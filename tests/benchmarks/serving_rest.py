@@ -46,7 +46,7 @@ from pipeline.bundle import Bundle, open_bundle
 from serving.inference_messages import HEADER_LENGTH
 from serving.launch import end, serve
 from serving.load import Answers, closed_loop, request_of
-from serving.runtime import free_port
+from serving.ports import free_port
 from tests.benchmarks.serving_engine import seconds_a_call
 from tests.benchmarks.serving_peers import CLIENT_CORE, SERVER_CORE, json_request, on_core
 from tests.conftest import make_release

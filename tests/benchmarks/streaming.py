@@ -39,7 +39,7 @@ from pipeline.bundle import Bundle, open_bundle
 from pipeline.train import load_module
 from pipeline.values import TRAINED_VALUE, TrainedModel
 from serving.launch import serve
-from serving.runtime import free_port
+from serving.ports import free_port
 from tests.conftest import Release, make_release
 
 PROMPT = "the first of "

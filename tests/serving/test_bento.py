@@ -27,7 +27,7 @@ from models.errors import BuildFailed, ServingFailed
 from pipeline.bundle import MANIFEST, Bundle, open_bundle
 from serving.ask import ask
 from serving.launch import end
-from serving.runtime import free_port
+from serving.ports import free_port
 from tests.conftest import Release
 from tests.serving.conftest import FORBIDDEN
 

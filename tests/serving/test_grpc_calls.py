@@ -26,7 +26,7 @@ from serving.calls import CALL, Call
 from serving.gate import Gate
 from serving.inference_grpc import GrpcServer, start_grpc
 from serving.inference_proto import SERVICE
-from serving.runtime import free_port
+from serving.ports import free_port
 from serving.settings import Settings
 from tests.serving.conftest import models_of
 

@@ -6,8 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -19,7 +22,9 @@ from pipeline.bundle import open_bundle
 from serving import launch
 from serving.ask import ask
 from serving.launch import serve
-from serving.settings import read_settings
+from serving.ports import check_port, kept_port
+from serving.settings import Settings, read_settings
+from serving.workers import Workers
 
 
 @pytest.mark.parametrize("which", ["port", "grpc_port"])
@@ -82,10 +87,58 @@ def test_both_transports_need_a_port_of_their_own(digits: Path) -> None:
         serve([digits], port=3100, grpc_port=3100).__enter__()
 
 
-def test_a_port_that_is_offered_twice_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    offered = iter([3100, 3100, 3101])
-    monkeypatch.setattr(launch, "free_port", lambda host: next(offered))
-    assert launch._ports("127.0.0.1", 0, 0) == (3100, 3101)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_kept_is_offered_to_nobody_and_a_server_listens_on_it(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with kept_port(host, 0, "HTTP") as port, socket.socket(family) as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind((host, port))
+        with (
+            socket.create_server((host, port), family=family),
+            pytest.raises(
+                ServingFailed,
+                match=f"HTTP port {port} on .* cannot be used",
+            ),
+        ):
+            check_port(host, port, "HTTP")
+
+
+def test_what_listens_instead_of_the_server_is_said() -> None:
+    greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f"  # ZeroMQ's
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.settimeout(60)
+        http = f"http://127.0.0.1:{stranger.getsockname()[1]}"
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+            server = launch.Server(http, "", process, Workers(None, 1))
+
+            def greet() -> None:
+                connection, _ = stranger.accept()
+                with connection:
+                    connection.sendall(greeting)
+                    connection.recv(1 << 16)
+
+            with ThreadPoolExecutor(1) as thread:
+                greeted = thread.submit(greet)
+                with pytest.raises(ServingFailed, match="speaks no HTTP"):
+                    launch._wait_ready(
+                        server, lambda: False, deque(), threading.Thread(), Settings()
+                    )
+                greeted.result(60)
+            process.communicate(b"\n", 60)
+
+
+def test_a_server_takes_orders_on_no_port(digits: Path) -> None:
+    with serve([digits], port=0, grpc_port=0) as server:
+        own = {int(address.rpartition(":")[2]) for address in (server.http, server.grpc)}
+        supervisor = psutil.Process(server.process.pid)
+        family = [supervisor, *supervisor.children(recursive=True)]
+        listening = {
+            connection.laddr.port
+            for process in family
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == own
 
 
 def test_settings_come_from_the_environment(digits: Path, tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_a_declared_size_is_refused_before_a_byte_of_it(guarded: Guarded) -> Non
     assert status(guarded.send(HEAD + lines + b"\r\n")) == 413
 
 
+def test_what_no_model_will_take_is_refused_before_its_body(guarded: Guarded) -> None:
+    lines = authorized(guarded, "Content-Type: application/json", "Content-Length: 1000")
+    unknown = HEAD.replace(b"/models/digits/", b"/models/nobody/")
+    assert unknown != HEAD
+    assert status(guarded.send(unknown + lines + b"\r\n")) == 404
+
+
 def test_a_bomb_is_not_unpacked(guarded: Guarded, asked: httpx.Client) -> None:
     body = gzip.compress(bytes(100 * 2**20))
     assert len(body) < LARGEST

@@ -20,7 +20,7 @@ import uvicorn
 from models.signature import Arrays
 from serving.front import front, served
 from serving.model import Model
-from serving.runtime import free_port
+from serving.ports import free_port
 from tests.serving.sequence_bundle import RNN, endless, make_bundle
 
 with warnings.catch_warnings():  # as in conftest: BentoML's own

@@ -22,7 +22,7 @@ from serving.classification import Classification
 from serving.launch import serve
 from serving.model import LOADING
 from serving.opening import open_bundles, open_session
-from serving.runtime import free_port
+from serving.ports import free_port
 from serving.workers import SHARED, lives, workers
 from tests.serving.conftest import DIGITS, TARGET, write_manifest
 
