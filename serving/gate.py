@@ -8,7 +8,8 @@ from serving.keys import KeyRing
 from serving.settings import Settings
 
 # Who watches a server has no key, and is to be answered most of all when it is busy. These say
-# nothing but whether it lives and is ready; a model's own readiness needs a key.
+# nothing but whether it lives and is ready; a model's own readiness needs a key, but over gRPC,
+# whose standard health check has no other name for it.
 PROBES = frozenset(
     [
         *("/livez", "/readyz", "/healthz", "/startupz"),

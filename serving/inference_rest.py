@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import orjson
 from starlette.responses import Response
 
-from models.errors import UnknownModel, Unsupported, WrongMediaType
+from models.errors import Forbidden, UnknownModel, Unsupported, WrongMediaType
 from serving.bodies import WORTH_A_THREAD, Lines
 from serving.drawing import complete
 from serving.failures import failure
@@ -245,6 +245,8 @@ def check_media(header: Lines) -> None:
 
 
 def _check_admin(header: Lines, body: bytes, known: Collection[str]) -> None:
+    if b"origin" in header:  # a page of any origin may post nothing without asking
+        raise Forbidden("no page may load or unload", fix="ask from outside a browser")
     check_media(header)
     asked = parse_json(body) if body else {}
     check_keys(asked, ("parameters",))

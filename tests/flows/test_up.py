@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from prefect.exceptions import PrefectException
 
 from flows.local_server import Started, Up
-from flows.scheduling import FLOWS, load
+from flows.scheduling import FLOWS
 from tests.flows.conftest import Fucina, ask_prefect
 
 ROOT = Path(__file__).parents[2]
@@ -46,17 +47,19 @@ def test_a_schedule_is_refused_before_it_is_made(fucina: Fucina, tmp_path: Path)
     assert "seed" in done.stderr
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", [*FLOWS, "release_zoo"])
 def test_what_work_pools_are_given_is_what_the_flows_take(name: str) -> None:
     yaml = pytest.importorskip("yaml")
     document = yaml.safe_load((ROOT / "deploy/prefect.yaml").read_text())
+    assert name in {one["entrypoint"].partition(":")[2] for one in document["deployments"]}
     for one in document["deployments"]:
         module, _, function = one["entrypoint"].partition(":")
         assert module == f"flows.{function}"
         if function == name:
-            load(name).validate_parameters(one["parameters"])
+            flow = getattr(import_module(module), name)
+            flow.validate_parameters(one["parameters"])
             with pytest.raises(PrefectException, match="unknown"):
-                load(name).validate_parameters(one["parameters"] | {"unknown": 1})
+                flow.validate_parameters(one["parameters"] | {"unknown": 1})
     assert {one["work_pool"]["name"] for one in document["deployments"]} == {
         "fucina", "fucina-docker", "fucina-kubernetes",
     }  # fmt: skip

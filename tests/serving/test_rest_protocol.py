@@ -132,6 +132,15 @@ def test_the_stock_client_loads_and_unloads(own: Server) -> None:
         np.testing.assert_array_equal(client.infer("level", [sent]).as_numpy("value"), [[2.0]])
 
 
+def test_no_page_loads_or_unloads(own: Server) -> None:
+    for change in ("load", "unload"):
+        address = f"{own.http}/v2/repository/models/level/{change}"
+        answer = httpx.post(address, headers={"Origin": "http://elsewhere"})
+        assert answer.status_code == 403
+        assert "no page may load or unload" in answer.json()["error"]
+    assert httpx.get(f"{own.http}/v2/models/level/ready").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
