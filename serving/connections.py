@@ -1,7 +1,8 @@
 """Connections: uvicorn's protocol with an end to what one may send before it is answered.
 
 uvicorn reads headers without limit of size or time, and bodies without limit of time: measured, 100
-MB of an unfinished header were 135 MB of memory, and half a header held its connection for good.
+MB of an unfinished header were 135 MB of memory, and half a header held its connection for good. It
+also writes the head of an answer alone, which wakes the client for nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,38 @@ def bound_connections(seconds: float) -> None:
     protocols["auto"] = partial(BoundedProtocol, seconds=seconds, most=most)
 
 
+class _Joined:
+    """A transport that writes the head of an answer together with what follows at once."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self._flushing: asyncio.Handle | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+            self._transport.writelines([self._head, data])
+        elif data.startswith(b"HTTP/") and data.endswith(b"\r\n\r\n"):
+            self._head = data
+            self._flushing = self._loop.call_soon(self._flush)  # what follows is not there yet
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        self._flushing = None
+        self._transport.write(self._head)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """A connection whose requests are bounded: headers in size and number, all in time."""
 
@@ -50,6 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        self.transport = _Joined(transport, self.loop)  # pyright: ignore[reportAttributeAccessIssue]
         if len(self.connections) > self._most:
             self._refuse(503, "too many connections", b"retry-after: 1\r\n")
         else:
