@@ -212,14 +212,14 @@ def _wait_ready(
             problem = str(json.loads(error.read()).get("error"))
             if not any(passing in problem for passing in (LOADING, BEING_BUILT, WAITING)):
                 raise ServingFailed(f"the server is not ready: {problem}") from error
+        except OSError:
+            pass  # it does not listen yet, or leaves who shows no certificate
         except HTTPException as error:
             raise ServingFailed(
                 f"what answers at {server.http} speaks no HTTP",
                 got=type(error).__name__,
                 fix="choose another port",
             ) from error
-        except OSError:
-            pass  # it does not listen yet
         time.sleep(0.05)
     raise ServingFailed(f"the server is not ready after {PATIENCE:g} seconds: {problem}")
 

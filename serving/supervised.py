@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import os
 import runpy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bentoml._internal.utils import circus
-
-if TYPE_CHECKING:
-    from circus.watcher import Watcher
 
 _SECONDS = 1.0
 
@@ -26,7 +23,7 @@ def main() -> None:
     runpy.run_module("bentoml", run_name="__main__", alter_sys=True)
 
 
-def _arbiter(watchers: list[Watcher], *, threaded: bool = False, **more: Any) -> circus.Arbiter:
+def _arbiter(watchers: list[Any], *, threaded: bool = False, **more: Any) -> circus.Arbiter:
     home = os.environ["BENTOML_HOME"]  # a folder of this user's alone, by who starts us
     return (circus.ThreadedArbiter if threaded else circus.Arbiter)(
         watchers,
