@@ -164,7 +164,7 @@ def release(engine: Engine, runs: Path) -> str:
     runs.mkdir(parents=True, exist_ok=True)
     runs.chmod(0o777)
     engine.podman(
-        "run", "--rm", "--network", "none", *_HARDENED, "--tmpfs", "/prefect:mode=1777",
+        "run", "--rm", "--network", "none", *_HARDENED, "--env", "PREFECT_HOME=/tmp/prefect",
         "--env", "OMP_NUM_THREADS=1", "--volume", f"{runs}:/runs",
         image, "run", RECIPE, "--out", "/runs",
         "--set", f"epochs={EPOCHS}", "--set", f"floor={FLOOR}", seconds=BUILDING,
