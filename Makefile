@@ -12,7 +12,7 @@ TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo torch==2.13.0)
 
 run: $(VENV)/run.installed
 	$(BIN)/fucina run mlp lenet5
-	$(BIN)/fucina serve mlp lenet5 --check --port 0 --grpc-port 0
+	$(BIN)/fucina serve mlp lenet5 --check --no-access-log --port 0 --grpc-port 0
 
 # Full data sets are tested where they lie: in FUCINA_DATA, or beside this folder.
 test: $(VENV)/test.installed

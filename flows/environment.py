@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ SETTINGS = {
 _HEARTBEAT = ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 _LOCAL_SERVER = "http://127.0.0.1:4200/api"
 _PATIENCE = 120.0
+_WHY = re.compile(r"[\w.]+(Error|Exception): |ERROR: +\[Errno")  # of Python, of uvicorn
 
 
 @contextlib.contextmanager
@@ -87,13 +89,19 @@ def _wait(child: subprocess.Popen[bytes], address: str, log: IO[bytes]) -> None:
     while not answers(address, timeout=5):
         if child.poll() is not None or time.monotonic() > until:
             log.seek(0)
-            lines = log.read().decode(errors="replace").strip().splitlines()
             raise FucinaError(
                 "the temporary Prefect server did not start",
-                got=lines[-1] if lines else f"no answer within {_PATIENCE:.0f} s",
+                got=cause(log.read()) or f"no answer within {_PATIENCE:.0f} s",
                 fix="start one with `prefect server start`, or set PREFECT_API_URL",
             )
         time.sleep(0.05)
+
+
+def cause(log: bytes) -> str:
+    """The line of a process's last words that says why it ended; nothing when it said nothing."""
+    lines = log.decode(errors="replace").strip().splitlines()
+    # Servers say at the end that they end, and before that why.
+    return next((line for line in reversed(lines) if _WHY.match(line)), lines[-1] if lines else "")
 
 
 def _check(address: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from flows import POOL
-from flows.environment import SETTINGS, answers, prefect_home, up_file
+from flows.environment import SETTINGS, answers, cause, prefect_home, up_file
 from models.errors import FucinaError
 from pipeline.artifacts import write_json
 
@@ -155,10 +155,9 @@ def _wait(name: str, state: Up, ready: Callable[[], bool]) -> None:
     until = time.monotonic() + _PATIENCE
     while not ready():
         if not _alive(state, name) or time.monotonic() > until:
-            lines = _log(name).read_text(errors="replace").strip().splitlines()
             raise FucinaError(
                 f"the Prefect {name} did not start",
-                got=lines[-1] if lines else "nothing",
+                got=cause(_log(name).read_bytes()) or "nothing",
                 fix=f"see {_log(name)}; `fucina down` ends what runs",
             )
         time.sleep(0.2)

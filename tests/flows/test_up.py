@@ -16,6 +16,7 @@ import psutil
 import pytest
 from prefect.exceptions import PrefectException
 
+from flows.environment import cause
 from flows.local_server import Started, Up
 from flows.scheduling import FLOWS
 from tests.flows.conftest import Fucina, ask_prefect
@@ -27,6 +28,32 @@ def test_a_process_is_known_by_its_id_and_its_start() -> None:
     own = psutil.Process()
     assert Started(own.pid, own.create_time()).process() == own
     assert Started(own.pid, own.create_time() - 60).process() is None  # the id was given again
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (b"  File x\nsqlite3.OperationalError: no file\n\nERROR:    Exiting.\nServer stopped!\n",
+         "sqlite3.OperationalError: no file"),
+        (b"ERROR:    [Errno 98] in use\nServer stopped!", "ERROR:    [Errno 98] in use"),
+        (b"Check out the page\nServer stopped!\n", "Server stopped!"),
+        (b"\n", ""),
+    ],
+)  # fmt: skip
+def test_the_cause_of_an_end_is_found_above_it(log: bytes, said: str) -> None:
+    assert cause(log) == said
+
+
+def test_a_database_that_does_not_answer_is_said(fucina: Fucina, tmp_path: Path) -> None:
+    alone = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": ""}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    database = "postgresql+asyncpg://somebody:secret@127.0.0.1:1/none"
+    done = fucina("up", "--port", str(port), "--database", database, cwd=tmp_path, **alone)
+    assert done.returncode == 1
+    assert "the Prefect server did not start: got ConnectionRefusedError" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    fucina("down", cwd=tmp_path, **alone)
 
 
 def test_nothing_is_up_and_nothing_can_be_scheduled(fucina: Fucina, tmp_path: Path) -> None:
