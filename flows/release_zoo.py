@@ -26,7 +26,8 @@ def one(reference: str, parameters: dict[str, Any]) -> Any:
 _threads: Any = ThreadPoolTaskRunner(max_workers=32)  # typed as if of one result only
 
 
-@flow(name="release_zoo", result_serializer="json", task_runner=_threads)
+@flow(name="release_zoo", flow_run_name="release_zoo", result_serializer="json",
+      task_runner=_threads)  # fmt: skip
 def release_zoo(
     references: list[str],
     data: str = "embedded",
