@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -150,16 +152,25 @@ def test_a_release_outlives_what_is_killed(
     assert "release/mlp" in do("schedule", "--list")
     ((run, _),) = until(lambda: [one for one in runs() if one[1] == "Running"])
 
-    def child() -> bool:
-        return any("flows.child" in process.cmdline() for process in marked(state.mark))
+    def process(name: str) -> psutil.Process | None:
+        return next((one for one in marked(state.mark) if name in one.cmdline()), None)
 
-    until(child)
+    until(lambda: process("flows.child"))
+    flow = until(lambda: process("prefect.engine"))
+    flow.kill()
+    until(lambda: (run, "Crashed") in runs())
+    until(lambda: process("flows.child") is None)
+    retry = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+    subprocess.run(retry, env=os.environ | alone | {"PREFECT_API_URL": state.api}, check=True)
+    until(lambda: process("flows.child"))
     for name in ("worker", "server"):
         os.kill(first["processes"][name], signal.SIGKILL)
         again = json.loads(do("up", "--port", port, "--json"))
         assert again["processes"][name] != first["processes"][name]
     until(lambda: (run, "Completed") in runs())
-    assert (tmp_path / "runs/mlp/bundle/manifest.json").is_file()
+    do("run", "mlp", *settings, "--out", "undisturbed")
+    manifests = [tmp_path / out / "mlp/bundle/manifest.json" for out in ("runs", "undisturbed")]
+    assert manifests[0].read_bytes() == manifests[1].read_bytes()  # with the digest of every file
     do("schedule", "release", "mlp", "--remove")
     do("down")
     assert marked(state.mark) == []
