@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import Receive
 
@@ -22,18 +22,24 @@ _EITHER = zlib.MAX_WBITS | 32  # gzip or zlib, whichever the body itself says
 Lines = Mapping[bytes, bytes]  # a request's header, names in lower case
 
 
-async def read_body(header: Lines, receive: Receive, largest: int) -> tuple[bytes, int]:
-    """The plain body and how many bytes of it came.
+async def read_body(
+    header: Lines, receive: Receive, largest: int, hold: Callable[[int], None]
+) -> tuple[bytes, int]:
+    """The plain body and how many bytes of it came; `hold` is told of all that is kept of it.
 
-    Raises `TooLarge` as soon as either is over `largest`, and `BadInput` for what is corrupt.
+    Raises `TooLarge` as soon as either is over `largest`, `BadInput` for what is corrupt, and what
+    `hold` does.
     """
-    raw = await _read(header, receive, largest)
+    raw = await _read(header, receive, largest, hold)
     encoding = header.get(b"content-encoding", b"")
     if not encoding:
         return raw, len(raw)
     if len(raw) < WORTH_A_THREAD:
-        return _unpack(encoding, raw, largest), len(raw)
-    return await asyncio.to_thread(_unpack, encoding, raw, largest), len(raw)
+        plain = _unpack(encoding, raw, largest)
+    else:
+        plain = await asyncio.to_thread(_unpack, encoding, raw, largest)
+    hold(len(plain))
+    return plain, len(raw)
 
 
 async def pack(body: bytes, accepted: bytes) -> tuple[bytes, bytes]:
@@ -77,7 +83,9 @@ def _pack(encoding: bytes, body: bytes) -> bytes:
     return deflate.compress(body) + deflate.flush()
 
 
-async def _read(header: Lines, receive: Receive, largest: int) -> bytes:
+async def _read(
+    header: Lines, receive: Receive, largest: int, hold: Callable[[int], None]
+) -> bytes:
     declared = header.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > largest:
         raise _too_large(largest)
@@ -91,6 +99,7 @@ async def _read(header: Lines, receive: Receive, largest: int) -> bytes:
         size += len(chunks[-1])
         if size > largest:
             raise _too_large(largest)
+        hold(len(chunks[-1]))
         if not message.get("more_body", False):
             return b"".join(chunks)
 

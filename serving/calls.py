@@ -29,6 +29,7 @@ class Call:
     version: str = ""
     code: str = ""
     received: int = 0
+    held: int = 0  # bytes of its body, until it is answered
     sent: int = 0
     rows: int = 0  # of the batch that it was answered with
     queued: float = 0.0  # seconds until that batch began

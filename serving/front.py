@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -99,7 +100,8 @@ def front(
                 body, limit = b"", runtime.settings.timeout
                 if method in _WITH_BODY:
                     largest = runtime.settings.largest_body
-                    body, call.received = await read_body(header, receive, largest)
+                    hold = partial(runtime.gate.hold, call)
+                    body, call.received = await read_body(header, receive, largest, hold)
                 if found:
                     said = await _handled(found, runtime, header, body, limit)
                     await _say(said, header, reply.send)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.errors import Forbidden, TooMany, Unauthenticated
+from models.errors import Forbidden, Overloaded, TooMany, Unauthenticated
 from serving.calls import Call
 from serving.keys import KeyRing
 from serving.settings import Settings
@@ -22,8 +22,12 @@ PROBES = frozenset(
 PAGES = frozenset(["/", "/playground/{file}"])
 
 
+# Of the largest size, as many as may be read or answered at a time.
+_BODIES = 8
+
+
 class Gate:
-    """Admits calls, and counts those of each client that are under way.
+    """Admits calls, and counts those of each client and the bytes of all that are under way.
 
     One event loop asks it, so that nothing is locked.
     """
@@ -33,6 +37,7 @@ class Gate:
         self._keys = KeyRing(settings.api_keys) if settings.api_keys else None
         self._open = PROBES | PAGES if settings.playground else PROBES
         self._under_way: dict[str, int] = {}
+        self._held = 0
 
     def admit(self, call: Call, authorization: str = "", *, admin: bool = False) -> None:
         """Let a call in, whose `client` is the peer's address until a key names it.
@@ -62,8 +67,17 @@ class Gate:
                 raise TooMany("too many calls of one client at a time", expected=f"at most {most}")
             self._under_way[call.client] = now + 1
 
+    def hold(self, call: Call, size: int) -> None:
+        """So many more bytes of an admitted call are kept until it ends; raises `Overloaded`."""
+        if self._held and self._held + size > _BODIES * self._settings.largest_body:
+            raise Overloaded("too many bytes are under way", got=self._held, fix="ask again later")
+        call.held += size
+        self._held += size
+
     def leave(self, call: Call) -> None:
         """An admitted call has ended, however it did."""
+        self._held -= call.held
+        call.held = 0
         if self._settings.per_client and not self._exempt(call):
             left = self._under_way[call.client] - 1
             if left:

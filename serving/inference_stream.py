@@ -128,6 +128,7 @@ class InferenceStream:
         try:
             self._runtime.gate.admit(call, self._authorization)
             try:
+                self._runtime.gate.hold(call, len(raw))
                 request = await parse(type(request), raw, settings.largest_body)
                 name_call(call, request)
                 if any(tensor.name == "prompt" for tensor in request.inputs):

@@ -95,6 +95,8 @@ def _images(engine: Engine, runs: Path, gpu: bool) -> Iterator[Outcome]:
 def _stack(engine: Engine) -> str:
     for needed in ("podman-compose", "podman", "buildah"):
         program(needed)
+    # Its packages are fetched here: in there, no network is reached.
+    engine.build("services", DEPLOY / "checking" / "services.Dockerfile")
     own = 'ip link set lo up && exec "$0" -m deploy.checking.stack'
     command = ("unshare", "--net", "sh", "-c", own, sys.executable)
     given = asdict(engine) | {"folder": str(engine.folder)}

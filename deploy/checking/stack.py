@@ -44,7 +44,7 @@ asyncio.run(main())
 
 def stack(engine: Engine) -> str:
     """Bring it up, wait for a release by its schedule, ask what is served, and take it down."""
-    services = engine.build("services", DEPLOY / "checking" / "services.Dockerfile")
+    services = engine.image("services")
     images = {
         "SERVING_IMAGE": engine.image("cpu"),
         "TRAIN_IMAGE": engine.image("train"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import Forbidden, TooMany, Unauthenticated
+from models.errors import Forbidden, Overloaded, TooMany, Unauthenticated
 from serving.calls import CALL, Call, note_model
 from serving.gate import PROBES, Gate
 from serving.keys import add_key, revoke_key
@@ -142,3 +142,30 @@ def test_the_share_is_of_a_key_not_of_an_address(keys: Path) -> None:
     gate.admit(call("10.0.0.1"), f"Bearer {bob}")
     with pytest.raises(TooMany):
         gate.admit(call("10.0.0.2"), f"Bearer {ada}")
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 300)), max_size=40))
+def test_bytes_under_way_are_bounded_and_given_back(steps: list[tuple[int, int]]) -> None:
+    gate = Gate(Settings(largest_body=100))  # 800 bytes in all
+    calls = [call() for _ in range(4)]
+    for one in calls:
+        gate.admit(one)
+    for which, size in steps:
+        held = sum(one.held for one in calls)
+        if size == 0:
+            gate.leave(calls[which])
+            continue
+        before = calls[which].held
+        try:
+            gate.hold(calls[which], size)
+        except Overloaded:
+            assert held > 0
+            assert held + size > 800
+            assert calls[which].held == before
+        else:
+            assert held == 0 or held + size <= 800
+    for one in calls:
+        gate.leave(one)
+    gate.hold(calls[0], 800)  # all of it is there again
+    with pytest.raises(Overloaded, match="too many bytes are under way: got 800"):
+        gate.hold(calls[1], 1)

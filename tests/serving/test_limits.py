@@ -22,6 +22,7 @@ Each line is a threat, its answer, and where it is tested: here unless another f
 | guessing a key by timing | every hash is compared whole; test_keys |
 | reading a key in a log, metric, document, or error | it is in none; test_access |
 | reading a key in the file of keys | it holds hashes, and is its owner's; test_keys |
+| large bodies of many at a time | 503, RESOURCE_EXHAUSTED; test_gate |
 | too much at a time, of one client | 429, RESOURCE_EXHAUSTED; others are answered; test_access |
 | saying to be another address | X-Forwarded-For is not believed; test_access |
 | listening to or changing what is sent | TLS 1.2 or 1.3 with forward secrecy; test_tls |

@@ -40,7 +40,10 @@ def test_what_is_packed_comes_back(encoding: bytes, seed: int, size: int) -> Non
         assert UNPACK[name](packed) == body
         assert len(packed) < 0.8 * len(body)
         header = {b"content-encoding": name}
-        assert asyncio.run(read_body(header, received(packed), size)) == (body, len(packed))
+        held: list[int] = []
+        read = asyncio.run(read_body(header, received(packed), size, held.append))
+        assert read == (body, len(packed))
+        assert held == [len(packed), len(body)]
 
 
 @pytest.mark.parametrize("size", [5000, 70_000])
@@ -78,8 +81,11 @@ def test_any_accept_encoding_is_read(accepted: bytes) -> None:
 
 
 def test_bodies_are_bounded_as_they_come_and_as_they_are() -> None:
+    held: list[int] = []
+
     def read(header: dict[bytes, bytes], *chunks: bytes) -> tuple[bytes, int]:
-        return asyncio.run(read_body(header, received(*chunks), 100))
+        held.clear()
+        return asyncio.run(read_body(header, received(*chunks), 100, held.append))
 
     assert read({}, b"ab", b"c") == (b"abc", 3)
     assert read({b"content-encoding": b"identity"}, b"abc") == (b"abc", 3)
@@ -87,6 +93,7 @@ def test_bodies_are_bounded_as_they_come_and_as_they_are() -> None:
         read({b"content-length": b"101"})  # before a byte of it
     with pytest.raises(TooLarge):
         read({}, bytes(60), bytes(60))
+    assert held == [60]  # as it comes, and no more than that
     with pytest.raises(TooLarge):
         read({b"content-encoding": b"gzip"}, gzip.compress(bytes(101)))
     with pytest.raises(BadInput, match="truncated"):
@@ -102,4 +109,4 @@ def test_a_client_that_leaves_is_no_request() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(BadInput, match="left before"):
-        asyncio.run(read_body({}, left, 100))
+        asyncio.run(read_body({}, left, 100, [].append))
