@@ -65,7 +65,8 @@ class _Joined:
 
     def _flush(self) -> None:
         self._flushing = None
-        self._transport.write(self._head)
+        if not self._transport.is_closing():  # the client may have left meanwhile
+            self._transport.write(self._head)
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -65,3 +65,14 @@ def test_a_head_goes_out_with_what_follows_at_once_and_waits_for_nothing_else() 
     assert asyncio.run(written([*answer], closed=False)) == [HEAD + b"body", b"more"]
     assert asyncio.run(written([HEAD, TURN, b"body"], closed=False)) == [HEAD, b"body"]
     assert asyncio.run(written([HEAD], closed=True)) == [HEAD]
+
+
+def test_nothing_is_written_to_a_client_that_has_left() -> None:
+    async def leave() -> list[bytes]:
+        transport = Recorded()
+        _Joined(transport, asyncio.get_running_loop()).write(HEAD)
+        transport.close()
+        await asyncio.sleep(0)
+        return transport.writes
+
+    assert asyncio.run(leave()) == []
