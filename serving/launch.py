@@ -34,7 +34,7 @@ from serving.runtime import GRACE as DRAINED
 from serving.runtime import WAITING
 from serving.settings import Settings, write_settings
 from serving.tls import check_protection, pinned, rest_options
-from serving.workers import SHARED, Workers, workers
+from serving.workers import SCRATCH, SHARED, Workers, workers
 
 # How long a server may take to become ready, and to answer what is in flight when it ends: twice
 # what it gives the calls itself.
@@ -106,8 +106,8 @@ def serve(
         check_protection(settings)
         environment = {
             **write_settings(settings),
-            # Nothing of this server outlives it, nobody else gives its supervisor orders there, and
-            # nothing is sent to BentoML's authors.
+            # Nothing of this server outlives it, and nothing is sent to BentoML's authors.
+            SCRATCH: scratch,
             "BENTOML_HOME": scratch,
             SHARED: str(Path(scratch) / "prometheus_multiproc_dir"),  # where BentoML puts it
             "BENTOML_DO_NOT_TRACK": "True",

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 from typing import Any
 
 from bentoml._internal.utils import circus
+
+from serving.workers import SCRATCH
 
 _SECONDS = 1.0
 
@@ -20,15 +23,18 @@ def main() -> None:
     """Run `bentoml` with the arguments that were given."""
     # BentoML takes no such options; it looks this function up when it starts a server.
     circus.create_standalone_arbiter = _arbiter
-    runpy.run_module("bentoml", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("bentoml", run_name="__main__", alter_sys=True)
+    finally:  # who started us may have been killed
+        shutil.rmtree(os.environ[SCRATCH], ignore_errors=True)
 
 
 def _arbiter(watchers: list[Any], *, threaded: bool = False, **more: Any) -> circus.Arbiter:
-    home = os.environ["BENTOML_HOME"]  # a folder of this user's alone, by who starts us
+    own = os.environ[SCRATCH]
     return (circus.ThreadedArbiter if threaded else circus.Arbiter)(
         watchers,
-        endpoint=f"ipc://{home}/orders",
-        pubsub_endpoint=f"ipc://{home}/events",
+        endpoint=f"ipc://{own}/orders",
+        pubsub_endpoint=f"ipc://{own}/events",
         **{**more, "check_delay": _SECONDS},
     )
 

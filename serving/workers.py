@@ -10,6 +10,8 @@ from pathlib import Path
 
 # BentoML's supervisor makes this folder anew at each start, and gives it to every worker.
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
+# Names a folder of this user's alone, which is gone after the server.
+SCRATCH = "FUCINA_SCRATCH"
 _ALL = "all"
 
 

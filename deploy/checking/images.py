@@ -79,6 +79,7 @@ class Engine:
         with suppress(Missing):
             self.podman("rm", "--all", "--force", "--time", "5")
             self.podman("volume", "prune", "--force")
+            self.buildah("rm", "--all")  # of a build that failed; it would stay mounted
 
     def base_image(self) -> str:
         """The base that was given, else one of Debian's packages; made once for a folder."""

@@ -90,7 +90,7 @@ def _up(engine: Engine, described: dict[str, Any]) -> Iterator[Callable[..., obj
         service["environment"] = (service.get("environment") or {}) | {"OMP_NUM_THREADS": "1"}
         service["ulimits"] = {"nofile": 1024, "nproc": 1000}
     described["volumes"] = {name: {} for name in described["volumes"]}
-    with tempfile.TemporaryDirectory(prefix="fucina-") as scratch:
+    with tempfile.TemporaryDirectory(dir=engine.folder) as scratch:
         file = Path(scratch) / "compose.json"
         file.touch(0o600)
         file.write_text(json.dumps(described))

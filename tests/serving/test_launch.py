@@ -60,13 +60,13 @@ from pathlib import Path
 from serving.launch import serve
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
-    print(server.http, server.process.pid, flush=True)
+    print(server.http, server.process.pid, server.workers.folder, flush=True)
     server.wait()
 """
     command = [sys.executable, "-c", program, str(digits)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        address, child = parent.stdout.readline().decode().split()
+        address, child, folder = parent.stdout.readline().decode().split()
         parent.send_signal(number)
         try:
             parent.wait(60)
@@ -78,6 +78,7 @@ with serve([Path(sys.argv[1])], port=0, grpc_port=0) as server:
             break
         time.sleep(0.1)
     assert not psutil.pid_exists(int(child))
+    assert not Path(folder).parents[1].exists()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{address}/v2/health/live", timeout=5)
 
