@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from models.errors import BadInput, NotReady, TimedOut, TooLarge
+from models.errors import BadInput, TimedOut, TooLarge
 from serving.calls import CALL, Call, new_id, sound_id
 from serving.failures import failure
 from serving.gate import PROBES
@@ -53,8 +53,8 @@ def unary(
         runtime.telemetry.begin(call, metadata)
         try:
             try:
-                if runtime.leaving and route not in PROBES:
-                    raise NotReady("the server is ending")
+                if route not in PROBES:
+                    runtime.check_staying()
                 runtime.gate.admit(call, header(metadata, "authorization"), admin=admin)
                 try:
                     runtime.gate.hold(call, len(raw))

@@ -155,6 +155,7 @@ def stream_call(runtime: Runtime, infer: Answer, ending: asyncio.Event) -> Any:
     async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         opening, metadata = arrive(ROUTE, context)
         try:
+            runtime.check_staying()
             runtime.gate.admit(opening, header(metadata, "authorization"))
             runtime.gate.leave(opening)
             stream = InferenceStream(runtime, infer, opening.client, metadata)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ from serving.tracing import open_tracing
 from serving.workers import workers
 
 GRACE = 10.0  # seconds that calls in flight have, once nothing more is taken
-_FAREWELL = 0.2  # seconds
+_FAREWELL = 0.2  # seconds without a new call over gRPC, after which it ends
+_LONGEST_FAREWELL = 2.0
 WAITING = "not every worker is ready yet"
 
 
@@ -59,7 +61,8 @@ class Runtime:
         bundles = open_bundles(self.settings.bundles, kind)
         self.repository = Repository(self.models, self.settings, bundles, kind, self.telemetry)
         self.draining = False  # not ready any more
-        self.leaving = False  # nor taking what is new over gRPC
+        self._leaving = False  # nor taking what is new over gRPC
+        self._asked = 0.0  # when it last came all the same
         self._workers = workers(self.settings.workers, os.environ)
         self._joined = self._started = False
         self._grpc: GrpcServer | None = None
@@ -116,6 +119,12 @@ class Runtime:
             raise NotReady("the server is ending")
         self.check_started()  # later versions are switched to when they are ready
 
+    def check_staying(self) -> None:
+        """Raise `NotReady` once nothing new is taken over gRPC."""
+        if self._leaving:
+            self._asked = time.monotonic()
+            raise NotReady("the server is ending")
+
     @property
     def ready(self) -> bool:
         """Whether this worker answers, and goes on to."""
@@ -160,9 +169,13 @@ class Runtime:
     async def _close_grpc(self) -> None:
         if self._grpc is not None:
             # What has arrived and is not taken up when gRPC stops is cancelled, and its client does
-            # not know whether to ask again. So what is new is told so before, for a moment.
-            self.leaving = True
-            await asyncio.sleep(_FAREWELL)
+            # not know whether to ask again. So what is new is told so before, until none comes.
+            self._leaving = True
+            begun = self._asked = time.monotonic()
+            while (now := time.monotonic()) < min(
+                self._asked + _FAREWELL, begun + _LONGEST_FAREWELL
+            ):
+                await asyncio.sleep(self._asked + _FAREWELL - now)
             await self._grpc.stop(GRACE)
 
     async def stop(self) -> None:

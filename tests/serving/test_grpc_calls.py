@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from models.errors import Overloaded
+from models.errors import NotReady, Overloaded
 from models.signature import Arrays
 from pipeline.bundle import open_bundle
 from serving.calls import CALL, Call
@@ -59,6 +59,7 @@ class Running:
     ends: Ends
     answer: Callable[[Arrays], Awaitable[Arrays]] | None = None
     cancelled: int = 0
+    leaving: bool = False
 
 
 @asynccontextmanager
@@ -68,13 +69,18 @@ async def running(folder: Path, **changes: Any) -> AsyncIterator[Running]:
     model = models.get("digits")
     settings = Settings(grpc_port=free_port("127.0.0.1"), **changes)
     ends = Ends()
+
+    def check_staying() -> None:
+        if found.leaving:
+            raise NotReady("the server is ending")
+
     runtime: Any = SimpleNamespace(
         settings=settings,
         models=models,
         telemetry=ends,
         gate=Gate(settings),
         ready=True,
-        leaving=False,
+        check_staying=check_staying,
         draining=False,
     )
     found = Running(f"127.0.0.1:{settings.grpc_port}", await start_grpc(runtime), ends)
@@ -250,6 +256,20 @@ def test_calls_under_way_are_answered_while_the_server_ends(digits: Path) -> Non
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             await stopping
             assert time.monotonic() - begun < 15  # nobody was waited for to the end of the grace
+
+    asyncio.run(ask())
+
+
+def test_a_server_that_leaves_takes_no_call_and_no_stream(digits: Path) -> None:
+    async def ask() -> None:
+        async with running(digits) as here, grpc.aio.insecure_channel(here.address) as channel:
+            here.leaving = True
+            methods = stub(channel)
+            stream = methods.ModelStreamInfer()
+            for call in (methods.ModelInfer(request()), stream.read()):
+                code, _, text = await refused(call)
+                assert (code, text) == ("UNAVAILABLE", "the server is ending")
+            assert [call.code for call in here.ends.calls] == ["UNAVAILABLE"] * 2
 
     asyncio.run(ask())
 
