@@ -267,7 +267,8 @@ def test_a_server_that_leaves_takes_no_call_and_no_stream(digits: Path) -> None:
             methods = stub(channel)
             stream = methods.ModelStreamInfer()
             for call in (methods.ModelInfer(request()), stream.read()):
-                code, _, text = await refused(call)
+                async with asyncio.timeout(20):
+                    code, _, text = await refused(call)
                 assert (code, text) == ("UNAVAILABLE", "the server is ending")
             assert [call.code for call in here.ends.calls] == ["UNAVAILABLE"] * 2
 
