@@ -25,6 +25,7 @@ from flows.environment import SETTINGS, answers, cause, prefect_home, up_file
 from models.errors import FucinaError
 from pipeline.artifacts import write_json
 
+_STARTED = b"--- started by fucina up\n"  # in a log, which is kept from start to start
 _MARK = "FUCINA_UP"  # in the environment of all that was started, whoever its parent is by now
 _PATIENCE = 180.0
 _GRACE = 20.0
@@ -139,6 +140,8 @@ def _start(state: Up, name: str, command: list[str], extra: dict[str, str]) -> U
         environment.pop("PREFECT_API_URL")  # it is the server, and asks nobody
         environment["PREFECT_UI_API_URL"] = state.api  # what its page in a browser asks
     with _log(name).open("ab") as log:
+        log.write(_STARTED)
+        log.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -157,7 +160,7 @@ def _wait(name: str, state: Up, ready: Callable[[], bool]) -> None:
         if not _alive(state, name) or time.monotonic() > until:
             raise FucinaError(
                 f"the Prefect {name} did not start",
-                got=cause(_log(name).read_bytes()) or "nothing",
+                got=cause(_log(name).read_bytes().rpartition(_STARTED)[2]) or "nothing",
                 fix=f"see {_log(name)}; `fucina down` ends what runs",
             )
         time.sleep(0.2)

@@ -18,9 +18,11 @@ import psutil
 import pytest
 from prefect.exceptions import PrefectException
 
+from flows import local_server
 from flows.environment import cause
 from flows.local_server import Started, Up
 from flows.scheduling import FLOWS
+from models.errors import FucinaError
 from tests.flows.conftest import Fucina, ask_prefect
 
 ROOT = Path(__file__).parents[2]
@@ -46,16 +48,23 @@ def test_the_cause_of_an_end_is_found_above_it(log: bytes, said: str) -> None:
     assert cause(log) == said
 
 
-def test_a_database_that_does_not_answer_is_said(fucina: Fucina, tmp_path: Path) -> None:
-    alone = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": ""}
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_the_cause_is_of_the_last_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    log = b"ValueError: of another day\n" + local_server._STARTED + b"Server stopped!\n"
+    (tmp_path / "fucina-server.log").write_bytes(log)
+    with pytest.raises(FucinaError, match="did not start: got Server stopped!"):
+        local_server._wait("server", Up("", "", {}), lambda: False)
+
+
+def test_a_database_that_does_not_answer_is_said(
+    fucina: Fucina, tmp_path: Path, alone: dict[str, str]
+) -> None:
     database = "postgresql+asyncpg://somebody:secret@127.0.0.1:1/none"
-    done = fucina("up", "--port", str(port), "--database", database, cwd=tmp_path, **alone)
+    port = str(unused_port())
+    done = fucina("up", "--port", port, "--database", database, cwd=tmp_path, **alone)
     assert done.returncode == 1
     assert "the Prefect server did not start: got ConnectionRefusedError" in done.stderr
     assert "secret" not in done.stdout + done.stderr
-    fucina("down", cwd=tmp_path, **alone)
 
 
 def test_nothing_is_up_and_nothing_can_be_scheduled(fucina: Fucina, tmp_path: Path) -> None:
