@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.signature import BATCH, Arrays, Signature
@@ -32,6 +32,7 @@ class Way:
     precision: str
     options: dict[str, Any]
     run: Run
+    opened: Mapping[str, Any] = field(default_factory=dict)
 
 
 def calls(signature: Signature, cases: Iterable[Case]) -> dict[int, Arrays]:
@@ -107,7 +108,7 @@ def settle(
         found.append(
             Candidate(
                 name=way.name, precision=way.precision, options=way.options, milliseconds=own,
-                outcome=outcome, kept=way is kept,
+                outcome=outcome, kept=way is kept, opened=dict(way.opened),
             )
         )  # fmt: skip
     return found

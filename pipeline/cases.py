@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from models.errors import TamperedFile
 from models.recurrence import state_names
 from models.signature import BATCH, Arrays, Signature, Sizes, TensorSpec
-from pipeline.artifacts import canonical_json, write_bytes
+from pipeline.artifacts import canonical_json, pack, write_bytes
 
 _CALLS = 64  # at most, in which every integer is asked
 CASES_FILE = "cases.safetensors.gz"  # tables of state are mostly zeros
@@ -110,8 +110,8 @@ def write_cases(cases: list[Case], folder: Path) -> None:
         index.append({"name": case.name, "origin": case.origin, "sizes": case.sizes})
         for part in ("inputs", "eager", "reference"):
             for name, array in getattr(case, part).items():
-                tensors[f"{number}/{part}/{name}"] = np.ascontiguousarray(array)
-    raw = save(tensors, metadata={"cases": canonical_json(index).decode()})
+                tensors[f"{number}/{part}/{name}"] = array
+    raw = pack(tensors, metadata={"cases": canonical_json(index).decode()})
     # Without a time the same cases give the same bytes.
     write_bytes(folder / CASES_FILE, gzip.compress(raw, compresslevel=1, mtime=0))
 

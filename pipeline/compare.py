@@ -12,7 +12,7 @@ import numpy as np
 
 from models.errors import first_line
 from models.signature import BATCH, Arrays
-from pipeline.cases import EDGE, HELD_OUT, Case
+from pipeline.cases import CARRIED, EDGE, HELD_OUT, Case
 from pipeline.values import Finding, Limit
 
 
@@ -70,6 +70,8 @@ def derive_limits(
     limit = min(max(multiple * noise floor, smallest), ceiling) of the precision's `BOUNDS`. On edge
     cases, where these take the module farther off, it is that multiple of its worst error there.
     With another `origin` of rows than held-out ones it is that multiple of the worse of both.
+    Of sequences that carry their state it is the limit that their own error leads to; in fp32
+    each says its own, see `limit_of`.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
     limits = {}
@@ -84,7 +86,10 @@ def derive_limits(
         floor = max(floor, own.get(HELD_OUT, 0.0), own.get(origin, 0.0))
         limit = _limit(scale, floor, precision)
         edges = BOUNDS[precision].multiple * own.get(EDGE, 0.0)
-        limits[name] = limit.model_copy(update={"edges": edges if edges > limit.limit else None})
+        carried = _limit(scale, own[CARRIED], precision).limit if CARRIED in own else None
+        limits[name] = limit.model_copy(
+            update={"edges": edges if edges > limit.limit else None, "carried": carried}
+        )
     return limits
 
 

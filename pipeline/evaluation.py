@@ -8,13 +8,13 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+from safetensors.numpy import load_file
 
 from models.codec import Codec
 from models.datasets import Dataset
 from models.recipe import Recipe
 from models.signature import Arrays
-from pipeline.artifacts import write_json
+from pipeline.artifacts import pack, write_bytes, write_json
 from pipeline.values import EVALUATION, EXHIBITS, GALLERY
 
 _CONFIDENCE = 0.95
@@ -134,7 +134,7 @@ def write_evaluation(
         predicted = outputs[codec.pixels].argmax(1)
         inputs |= {ACTUAL: masks.astype(np.uint8), PREDICTED: predicted.astype(np.uint8)}
     write_json(out / EVALUATION, facts)
-    safetensors.numpy.save_file(inputs, out / GALLERY)
+    write_bytes(out / GALLERY, pack(inputs))
 
 
 def write_exhibits(exhibits: Arrays, shown: Arrays, out: Path) -> None:
@@ -147,14 +147,14 @@ def write_exhibits(exhibits: Arrays, shown: Arrays, out: Path) -> None:
     rows = {EPOCHS: np.stack([shown[str(epoch)] for epoch in chosen]), EPOCH_NUMBERS: chosen}
     # In the order in which the recipe gave them, which a file of tensors does not keep.
     titled = {f"{place:02} {title}": array for place, (title, array) in enumerate(exhibits.items())}
-    safetensors.numpy.save_file(titled | rows, out / EXHIBITS)
+    write_bytes(out / EXHIBITS, pack(titled | rows))
 
 
 def read_exhibits(folder: Path) -> tuple[Arrays, np.ndarray, np.ndarray] | None:
     """Exhibits by title, pictures [epochs, columns, ...], and the numbers of these epochs."""
     if not (folder / EXHIBITS).is_file():
         return None
-    arrays = dict(sorted(safetensors.numpy.load_file(folder / EXHIBITS).items()))
+    arrays = dict(sorted(load_file(folder / EXHIBITS).items()))
     epochs, numbers = arrays.pop(EPOCHS), arrays.pop(EPOCH_NUMBERS)
     return {name[3:]: array for name, array in arrays.items()}, epochs, numbers
 

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from models.signature import BATCH, Arrays, Signature
-from pipeline.cases import EDGE, HELD_OUT, VALIDATION, Case
+from pipeline.carrying import errors_by_steps, step_by_step
+from pipeline.cases import CARRIED, EDGE, HELD_OUT, VALIDATION, Case
 from pipeline.compare import array_scale, relative_error
 from pipeline.quantised import quantised
 from pipeline.recording import answer
 from pipeline.samples import Samples
 
+Way = Callable[[Arrays], Arrays]
 Floors = dict[str, dict[str, dict[str, float]]]  # precision, output, origin of the case
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,7 +40,8 @@ def measure_floors(
     every edge case, of which the worst counts: one case alone is no measure of what the precision
     may cost. The scale is that of the held-out answers. Where a precision cannot answer,
     such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
-    int8 has one of validation rows too, by which nodes are chosen that stay in fp32.
+    int8 has one of validation rows too, by which nodes are chosen that stay in fp32. What carries
+    its state has one of long sequences, in the precisions that states are carried in.
     """
     held_out = [case for case in cases if case.origin == HELD_OUT]
     asked = [*held_out, *(case for case in cases if case.origin == EDGE)]
@@ -47,11 +50,14 @@ def measure_floors(
         for name, array in held_out[0].reference.items()
         if array.dtype.kind == "f"
     }
-    floors = {
-        precision: _measure(partial(_autocast, module, dtype), asked, scales)
-        for precision, dtype in _AUTOCAST.items()
-    }
-    floors["tf32"] = _measure(partial(answer, _in_tf32(module)), asked, scales)
+    ways: dict[str, Way] = {
+        precision: partial(_autocast, module, dtype) for precision, dtype in _AUTOCAST.items()
+    } | {"tf32": partial(answer, _in_tf32(module))}
+    floors = {precision: _measure(way, asked, scales) for precision, way in ways.items()}
+    for case in (case for case in cases if case.origin == CARRIED):
+        for precision, way in ways.items():
+            for name, error in _carried(way, signature, case).items():
+                floors[precision][name][CARRIED] = error
     if signature.recurrence is None:
         fp8 = quantised(module, calibration, "fp8")
         floors["fp8"] = _measure(partial(answer, fp8), asked, scales)
@@ -68,7 +74,7 @@ def measure_floors(
 
 
 def _measure(
-    way: Callable[[Arrays], Arrays], asked: list[Case], scales: Mapping[str, float]
+    way: Way, asked: list[Case], scales: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {name: {} for name in scales}
     for case in asked:
@@ -80,6 +86,21 @@ def _measure(
             error = relative_error(answers[name], case.reference[name], scale, rows)
             if error is not None:
                 found[name][case.origin] = max(error, found[name].get(case.origin, 0.0))
+    return found
+
+
+def _carried(way: Way, signature: Signature, case: Case) -> dict[str, float]:
+    """The worst error of each output over a sequence that is asked step by step."""
+    try:
+        answers = step_by_step(lambda inputs: way(dict(inputs)), case, signature)
+    except KeyError:  # it cannot answer
+        return {}
+    found = {}
+    for name, expected in case.reference.items():
+        scale, rows = array_scale(expected), len(expected)
+        errors = [error for _, error in errors_by_steps(answers[name], expected, scale, rows)]
+        if None not in errors:
+            found[name] = max(error for error in errors if error is not None)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.signature import Arrays
-from pipeline.artifacts import write_bytes
+from pipeline.artifacts import pack, write_bytes
 from pipeline.compare import Run
 
 if TYPE_CHECKING:
@@ -30,16 +30,14 @@ def write_intermediates(folder: Path, steps: Iterable[tuple[str, Arrays]]) -> No
     `((c.name, intermediates(module, c.inputs)) for c in cases if c.origin == HELD_OUT)`, small
     cases first, for only cases that are written can be diagnosed.
     """
-    from safetensors.numpy import save
-
     tensors: Arrays = {}
     room = _MOST_BYTES
     for case, arrays in steps:
         room -= sum(array.nbytes for array in arrays.values())
         if room < 0 and tensors:
             break
-        tensors |= {f"{case}/{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
-    write_bytes(folder / INTERMEDIATES, save(tensors))
+        tensors |= {f"{case}/{name}": array for name, array in arrays.items()}
+    write_bytes(folder / INTERMEDIATES, pack(tensors))
 
 
 def read_intermediates(folder: Path, case: str) -> Arrays:

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.errors import BuildFailed
 from pipeline.artifacts import digest_files, save, write_json
-from pipeline.backends import Built, Target, backend, require, rival
+from pipeline.backends import Built, Target, backend, facts_of, require, rival
 from pipeline.backends import target as find_target
 from pipeline.candidates import Way, calls, mean, measure, settle
 from pipeline.cases import HELD_OUT, Case, read_cases
@@ -159,7 +159,13 @@ def _ways(target: Target, built: Built, folder: Path) -> list[Way]:
     tools = backend(target)
     files = digest_files(folder, list(built.files))
     return [
-        Way(f"{target.precision}, {name}", target.precision, options, session.run)
+        Way(
+            f"{target.precision}, {name}",
+            target.precision,
+            options,
+            session.run,
+            facts_of(session),
+        )
         for name, options in tools.ways(built.options).items()
         for session in [tools.open(folder, files, options)]
     ]

@@ -15,8 +15,9 @@ _ROUNDED = {"int8": {"int8", "uint8"}, "fp8": {"fp8"}}
 # What computes nothing, in the words of TensorRT and of ONNX: values pass in whatever they are.
 _CARRYING = (
     "cast", "concat", "concatenation", "conditional_input", "conditional_output", "constant",
-    "expand", "flatten", "gather", "gatherelements", "identity", "memcpyfromhost", "memcpytohost",
-    "reshape", "shuffle", "slice", "split", "squeeze", "tile", "transpose", "unsqueeze",
+    "expand", "flatten", "gather", "gatherelements", "identity", "iterator", "memcpyfromhost",
+    "memcpytohost", "reshape", "shuffle", "slice", "split", "squeeze", "tile", "transpose",
+    "unsqueeze",
 )  # fmt: skip
 
 

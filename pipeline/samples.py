@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from models.datasets import Split
 from models.errors import TamperedFile
 from models.recurrence import start, state_names
 from models.signature import BATCH, Arrays, Signature, Sizes
+from pipeline.artifacts import pack, write_bytes
 
 # Beside the cases, and not in a bundle: held-out rows, validation rows to choose by, and training
 # rows to calibrate with.
@@ -99,7 +100,8 @@ def choose_samples(
 def write_samples(samples: Samples, path: Path) -> None:
     """Write a table of rows as safetensors."""
     parts = {"inputs": samples.inputs, "targets": samples.targets, "reference": samples.reference}
-    save_file({f"{part}/{n}": a for part, some in parts.items() for n, a in some.items()}, path)
+    named = {f"{part}/{n}": a for part, some in parts.items() for n, a in some.items()}
+    write_bytes(path, pack(named))
 
 
 def read_samples(path: Path) -> Samples:

@@ -141,6 +141,7 @@ class Candidate(BaseModel):
     """One way to build or open an engine, measured beside the others in one run.
 
     `milliseconds` are the least a call by number of rows; `outcome` says why it was kept or not.
+    `opened` is what opening it took, as far as its backend measures that: see `facts_of`.
     Times differ from run to run, so they are beside an engine and not in it: see CANDIDATES.
     """
 
@@ -152,6 +153,7 @@ class Candidate(BaseModel):
     milliseconds: dict[int, float]
     outcome: str
     kept: bool = False
+    opened: dict[str, Any] = {}
 
 
 class Refusal(BaseModel):
@@ -172,8 +174,9 @@ class Refusal(BaseModel):
 class Limit(BaseModel):
     """How far one output may be from the fp64 module, as a share of its scale, and why.
 
-    `edges` is the limit of edge cases where the module's own rounding costs more on these. `by_row`
-    says what an error is: else the largest difference, there the root mean square of a row's.
+    `edges` is the limit of edge cases where the module's own rounding costs more on these,
+    `carried` below fp32 that of sequences whose state goes from call to call. `by_row` says what an
+    error is: else the largest difference, there the root mean square of a row's.
     """
 
     model_config = _FROZEN
@@ -182,6 +185,7 @@ class Limit(BaseModel):
     noise_floor: float
     limit: float
     edges: float | None = None
+    carried: float | None = None
     by_row: bool = False
 
 

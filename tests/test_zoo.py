@@ -110,7 +110,7 @@ def test_the_initial_weights_follow_the_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
 def test_a_recipe_is_compiled_by_tensorrt(
     name: str, precision: str, releases: Releases, tmp_path: Path
 ) -> None:

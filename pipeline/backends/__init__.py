@@ -122,7 +122,7 @@ class Backend(Protocol):
 
 
 def facts_of(session: Session) -> Mapping[str, Any]:
-    """What an open engine takes, where that was measured: `device_bytes`, `warm_up_seconds`."""
+    """What an open engine takes, where that is measured, such as `device_bytes`."""
     return getattr(session, "facts", {})
 
 

@@ -20,6 +20,10 @@ from pipeline.progress import Progress, silent
 
 _AS_THEY_ARE = ("fp32", "tf32")
 _HALF = ("fp16", "bf16")
+# Operators that ONNX has in a precision and TensorRT does not take: its parser mixes the types of
+# a GRU, and its compiler cannot type the other.
+_LACKING = {"bf16": ("ConvTranspose", "GRU")}
+_OPTIONS = {"cuda_graphs": True}  # where a session measures that they pay
 
 
 def build(
@@ -58,7 +62,9 @@ def rebuild(
         out / GRAPH, signature, out,
         tf32=target.precision == "tf32", gpu=gpu(), progress=progress,
     )  # fmt: skip
-    return Built(files=(PLAN, GRAPH, LAYERS), options={}, built_on=host(target), report=report)
+    return Built(
+        files=(PLAN, GRAPH, LAYERS), options=dict(_OPTIONS), built_on=host(target), report=report
+    )
 
 
 def host(target: Target) -> dict[str, str]:
@@ -99,13 +105,21 @@ def lowered(model: Path, target: Target) -> tuple[str, ...]:
 def sensitive(model: Path, signature: Signature, target: Target) -> dict[str, str]:
     if target.precision not in _HALF:
         return {}
+    from pipeline.backends.graphs import named
     from pipeline.backends.mixed import sensitive as found
 
-    return found(model, signature, target.precision)
+    lacking = {
+        node.name: f"TensorRT takes no {node.op_type} in {target.precision}"
+        for node in named(model).graph.node
+        if node.op_type in _LACKING.get(target.precision, ())
+    }
+    return found(model, signature, target.precision) | lacking
 
 
 def ways(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {"compiled": dict(options)}
+    return {
+        "graphs where they pay": dict(options), "launches": {**options, "cuda_graphs": False}
+    }  # fmt: skip
 
 
 def open(folder: Path, files: Mapping[str, str], options: Mapping[str, Any]) -> Session:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.datasets import cache_folder
-from models.errors import BuildFailed
+from models.errors import BuildFailed, first_line
 from models.signature import Axis, Signature
 from pipeline.artifacts import digest_file, write_bytes, write_json
 from pipeline.backends.trt_library import (
@@ -69,17 +69,28 @@ def compile_graph(
 ) -> dict[str, Any]:
     """Compile a graph, its precision in it, into PLAN and LAYERS under `out`; what was done.
 
-    `gpu` says for which one, empty where there is none. Raises `BuildFailed` with the first
-    complaint, and the node of the graph that it is about.
+    `gpu` says for which one, empty where there is none. Where the compiler fails at the profile of
+    large sizes, the other, which is over all sizes, is alone, and `refused_profiles` says why.
+    Raises `BuildFailed` with the first complaint, and the node of the graph that it is about.
     """
-    # Both outlive the compiler, whose objects call them until they are gone, after errors as well.
-    log, monitor = make_log(), _monitor(progress)
-    return _compile(log, monitor, graph, signature, out, tf32, gpu)
+    wanted = profiles(signature)
+
+    def compiled(shapes: list[Profile]) -> dict[str, Any]:
+        # Both outlive the compiler, whose objects call them until they are gone, after errors too.
+        log, monitor = make_log(), _monitor(progress)
+        return _compile(log, monitor, graph, signature, out, tf32, gpu, shapes)
+
+    try:
+        return compiled(wanted)
+    except BuildFailed as error:
+        if len(wanted) == 1:
+            raise
+        return compiled(wanted[:1]) | {"refused_profiles": first_line(error)}
 
 
 def _compile(
     log: Any, monitor: Any, graph: Path, signature: Signature, out: Path, tf32: bool,
-    gpu: Mapping[str, str],
+    gpu: Mapping[str, str], wanted: list[Profile],
 ) -> dict[str, Any]:  # fmt: skip
     trt, start = library(), time.perf_counter()
     builder = trt.Builder(log)
@@ -88,7 +99,7 @@ def _compile(
     if not parser.parse_from_file(str(graph)):
         raise _refused(parser, complaint(log, "it says nothing"))
     config = builder.create_builder_config()
-    told = [_profile(builder, config, shapes) for shapes in profiles(signature)]
+    told = [_profile(builder, config, shapes) for shapes in wanted]
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that a plan tells its layers
     config.progress_monitor = monitor
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE)

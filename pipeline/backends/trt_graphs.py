@@ -7,9 +7,10 @@ import statistics
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from models.errors import FucinaError
+from models.signature import Arrays
 from pipeline.backends.device_memory import Device
 from pipeline.backends.trt_tensors import Profile, Shapes
 
@@ -68,18 +69,35 @@ class Captured:
     call: Call
 
 
+class Calls(Protocol):
+    """What graphs are captured of: the calls of a lane, at addresses that never change."""
+
+    def prepare(self, shapes: Shapes, profile: Profile) -> Call:
+        """A call with a context of its own."""
+        ...
+
+    def enqueue(self, call: Call, stream: int) -> None:
+        """Put a call on a stream: copies in, the engine, copies out."""
+        ...
+
+    def answers(self, call: Call) -> Arrays:
+        """What the last call left in host memory, copied."""
+        ...
+
+    def spoil(self, call: Call) -> None:
+        """Make other bytes of what the last call left, on the host and on the device."""
+        ...
+
+
 @dataclass
 class Graphs:
-    """The graphs of one lane. `prepare` makes a call with a context of its own, `enqueue` puts a
-    call on a stream: copies in, the engine, copies out, at addresses that never change.
-    """
+    """The graphs of one lane, each used only after it answered as the launches it is made of."""
 
     device: Device
     choice: Choice
     stream: int
     side: int
-    prepare: Callable[[Shapes, Profile], Call]
-    enqueue: Callable[[Call, int], None]
+    calls: Calls
     _seen: OrderedDict[tuple[int, Shapes], Captured | None] = field(default_factory=OrderedDict)
 
     def get(self, shapes: Shapes, profile: Profile) -> Captured | None:
@@ -105,7 +123,7 @@ class Graphs:
         if (graph := self._capture(profile.usual, profile)) is None:
             return
         ways: tuple[Callable[[], None], ...] = (
-            lambda: self.enqueue(graph.call, self.stream),
+            lambda: self.calls.enqueue(graph.call, self.stream),
             lambda: self.device.launch(graph.handle, self.stream),
         )
         times: tuple[list[float], ...] = ([], [])
@@ -132,14 +150,33 @@ class Graphs:
     def _capture(self, shapes: Shapes, profile: Profile) -> Captured | None:
         """The graph of a call that has a context of its own: one that changes breaks its graph.
 
-        One normal call comes first: what that prepares once is no part of the graph.
+        One normal call comes first: what that prepares once is no part of the graph. None where
+        there is no graph, or one that does not answer as that call did, to the bit.
         """
         try:
-            call = self.prepare(shapes, profile)
-            self.enqueue(call, self.stream)
+            call = self.calls.prepare(shapes, profile)
+            self.calls.enqueue(call, self.stream)
             self.device.wait(self.stream)
-            handle = self.device.capture(lambda: self.enqueue(call, self.side), self.side)
+            launched = self.calls.answers(call)
+            handle = self.device.capture(lambda: self.calls.enqueue(call, self.side), self.side)
         except FucinaError as error:
             self.choice.refuse(f"capture failed: {error}")
             return None
-        return Captured(handle, call)
+        if self._agrees(handle, call, launched):
+            return Captured(handle, call)
+        self.device.end_graph(handle)
+        return None
+
+    def _agrees(self, handle: int, call: Call, launched: Arrays) -> bool:
+        try:
+            self.calls.spoil(call)  # else what the launches left would pass for an answer
+            self.device.launch(handle, self.stream)
+            self.device.wait(self.stream)
+        except FucinaError as error:
+            self.choice.refuse(f"a graph failed: {error}")
+            return False
+        answers = self.calls.answers(call)
+        others = [n for n, array in launched.items() if array.tobytes() != answers[n].tobytes()]
+        if others:
+            self.choice.refuse(f"a graph answers otherwise than launches: {', '.join(others)}")
+        return not others

@@ -51,7 +51,7 @@ class Lane:
         self._contexts = {profile.index: self._new_context(profile) for profile in profiles}
         self._calls: dict[int, Call] = {}  # the last one of each profile's context
         self._allocate()
-        self._graphs = Graphs(device, choice, self._stream, side, self._prepare, self._enqueue)
+        self._graphs = Graphs(device, choice, self._stream, side, self)
         opened.callback(self._close)
 
     def run(self, arrays: Arrays, shapes: Shapes, profile: Profile) -> Arrays:
@@ -65,10 +65,9 @@ class Lane:
                 self._device.launch(graph.handle, self._stream)
             else:
                 call = self._call(shapes, profile)
-                self._enqueue(call, self._stream)
+                self.enqueue(call, self._stream)
             self._device.wait(self._stream)
-            answers = {name: self._view(name, shape).copy() for name, shape in call.outputs}
-            return answers | {name: self._fetch(name) for name in self._growing}
+            return self.answers(call) | {name: self._fetch(name) for name in self._growing}
         except FucinaError:
             with suppress(FucinaError):  # nothing of this call is under way when the next begins
                 self._device.wait(self._stream)
@@ -88,6 +87,27 @@ class Lane:
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._call(shapes, profile).context
         return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+
+    def prepare(self, shapes: Shapes, profile: Profile) -> Call:
+        context = self._new_context(profile)
+        self._address(context)
+        return self._bind(context, shapes)
+
+    def enqueue(self, call: Call, stream: int) -> None:
+        for name, shape in call.shapes:
+            self._device.upload(self._addresses[name], self._bytes(name, shape), stream)
+        self._ask(call.context.execute_async_v3(stream), "run the engine")
+        for name, shape in call.outputs:
+            self._device.download(self._bytes(name, shape), self._addresses[name], stream)
+
+    def answers(self, call: Call) -> Arrays:
+        return {name: self._view(name, shape).copy() for name, shape in call.outputs}
+
+    def spoil(self, call: Call) -> None:
+        for name, shape in call.outputs:
+            left = self._bytes(name, shape)
+            np.invert(left, out=left)
+            self._device.upload(self._addresses[name], left, self._stream)
 
     def _allocate(self) -> None:
         """Memory for every tensor at its largest; of some outputs the data decide the shape."""
@@ -142,12 +162,6 @@ class Lane:
         for name, growing in self._growing.items():
             self._ask(context.set_output_allocator(name, growing), f"take memory for {name!r}")
 
-    def _prepare(self, shapes: Shapes, profile: Profile) -> Call:
-        """A call with a context of its own."""
-        context = self._new_context(profile)
-        self._address(context)
-        return self._bind(context, shapes)
-
     def _call(self, shapes: Shapes, profile: Profile) -> Call:
         """A call with the profile's context, whose shapes are set where they are others."""
         call = self._calls.pop(profile.index, None)
@@ -166,13 +180,6 @@ class Lane:
                     expected=f"at most {self._staging[name].nbytes} bytes",
                 )
         return Call(context, shapes, tuple(outputs))
-
-    def _enqueue(self, call: Call, stream: int) -> None:
-        for name, shape in call.shapes:
-            self._device.upload(self._addresses[name], self._bytes(name, shape), stream)
-        self._ask(call.context.execute_async_v3(stream), "run the engine")
-        for name, shape in call.outputs:
-            self._device.download(self._bytes(name, shape), self._addresses[name], stream)
 
     def _fetch(self, name: str) -> np.ndarray:
         """An output whose shape is known only now that it is there."""

@@ -4,8 +4,9 @@ Each recipe is trained briefly and exported; then PyTorch eager and `torch.compi
 on a GPU where one is, and the engine of every target that this machine can run answer recorded rows
 in alternating rounds. All take numpy arrays and return them, one thread each on the CPU, TF32 off
 but where it is asked for. One table: milliseconds a call by number of rows, rows a second at the
-most rows, times as fast as eager on the CPU, and the worst error against the fp64 module as a share
-of the output's scale. What did not run is named with its reason. What is trained stays in
+most rows, times as fast as eager on the CPU, the worst error against the fp64 module as a share of
+the output's scale, and of TensorRT engines the device memory that they hold and the time until they
+are warm. What did not run is named with its reason. What is trained stays in
 build/engines and is not trained again.
 """
 
@@ -26,7 +27,7 @@ from rich.table import Table
 from flows import stages
 from flows.stages import Job
 from models.errors import FucinaError, first_line
-from pipeline.backends import TARGETS, Target, backend
+from pipeline.backends import TARGETS, Session, Target, backend, facts_of
 from pipeline.candidates import Way, calls, mean, measure
 from pipeline.cases import HELD_OUT, Case, read_cases
 from pipeline.compare import Run, array_scale, relative_error
@@ -104,11 +105,12 @@ def gather(job: Job, trained: TrainedModel, model: OnnxModel) -> Field:
         found.ways.append(Way(f"torch.compile, {device}", "fp32", {}, eager(compiled, device)))
     for target in TARGETS.values():
         try:
-            run = engine(job, model, target)
+            session = engine(job, model, target)
         except FucinaError as error:
             found.absent.append((target.name, str(error)))
         else:
-            found.ways.append(Way(target.name, target.precision, {}, run))
+            opened = facts_of(session)
+            found.ways.append(Way(target.name, target.precision, {}, session.run, opened))
     return found
 
 
@@ -123,7 +125,7 @@ def eager(module: Callable[..., Any], device: str) -> Run:
     return run
 
 
-def engine(job: Job, model: OnnxModel, target: Target) -> Run:
+def engine(job: Job, model: OnnxModel, target: Target) -> Session:
     """The engine as `optimize` would have it served. Raises `FucinaError` where there is none."""
     if lacks := backend(target).missing(target):
         raise FucinaError(lacks[0])
@@ -132,7 +134,7 @@ def engine(job: Job, model: OnnxModel, target: Target) -> Run:
         raise FucinaError(made.why)
     if not (certificate := stages.verify(job, made, model)):
         raise FucinaError(f"not certified: {certificate.failures[0]}")
-    return backend(target).open(made.folder, made.files, made.options).run
+    return backend(target).open(made.folder, made.files, made.options)
 
 
 def warmed(way: Way, asked: list[Any]) -> str:
@@ -149,7 +151,14 @@ def table(name: str, ways: list[Way], times: list[dict[int, float]], cases: list
     """A row for each way, eager on the CPU first."""
     rows = [*times[0]]
     found = Table(
-        name, *(f"ms at {count}" for count in rows), "rows/s", "over eager", "error", box=None
+        name,
+        *(f"ms at {count}" for count in rows),
+        "rows/s",
+        "over eager",
+        "error",
+        "MiB",
+        "warm in s",
+        box=None,
     )
     for way, own in zip(ways, times, strict=True):
         found.add_row(
@@ -158,6 +167,8 @@ def table(name: str, ways: list[Way], times: list[dict[int, float]], cases: list
             f"{1e3 * rows[-1] / own[rows[-1]]:.0f}",
             f"{mean(times[0]) / mean(own):.2f}",
             f"{worst(way.run, cases):.1e}",
+            f"{way.opened['device_bytes'] / 2**20:.0f}" if way.opened else "",
+            f"{way.opened['open_seconds']:.2f}" if way.opened else "",
         )
     return found
 

@@ -20,14 +20,27 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from pipeline.backends.trt_tensors import Shapes
 from tests.pipeline.device_double import HostDevice
 
 Bounds = Mapping[str, Sequence[Sequence[int]]]  # by input: min, opt, max
+# Name, operator, and what inputs and outputs are in, in the inspector's words.
+Layer = tuple[str, str, Sequence[str], Sequence[str]]
+
+FP32 = "Row major linear FP32"
 
 
-def make_plan(graph: bytes, profiles: Sequence[Bounds], dependent: Sequence[str] = ()) -> bytes:
-    """A plan of the double: the data decide the shapes of `dependent` outputs."""
-    head = {"profiles": profiles, "dependent": list(dependent)}
+def make_plan(
+    graph: bytes,
+    profiles: Sequence[Bounds],
+    dependent: Sequence[str] = (),
+    layers: Sequence[Layer] | None = None,
+) -> bytes:
+    """A plan of the double: the data decide the shapes of `dependent` outputs.
+
+    `layers` are what it tells of its layers; the nodes of the graph, in fp32, unless they are said.
+    """
+    head = {"profiles": profiles, "dependent": list(dependent), "layers": layers}
     return json.dumps(head).encode() + b"\n" + graph
 
 
@@ -35,6 +48,8 @@ def make_plan(graph: bytes, profiles: Sequence[Bounds], dependent: Sequence[str]
 def open_graph(graph: bytes) -> ort.InferenceSession:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = 1, 4
+    # As it is written: what rounds is not optimised away.
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
 
 
@@ -112,6 +127,7 @@ class ICudaEngine:
         self.head, self.log, self.device, self.freed = head, log, device, freed
         self._runtime = runtime  # which it keeps alive, as the binding does
         self.session = open_graph(graph)
+        self.inferred: dict[Shapes, dict[str, tuple[int, ...]]] = {}
         self.nodes = onnx.load_from_string(graph).graph.node
         self.given = {value.name: value for value in self.session.get_inputs()}
         self.answered = {value.name: value for value in self.session.get_outputs()}
@@ -145,6 +161,15 @@ class ICudaEngine:
 
     def is_shape_inference_io(self, name: str) -> bool:
         return name in self.head.get("host", ())
+
+    def infer(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """Shapes of the outputs at those of the inputs."""
+        if shapes not in self.inferred:
+            kinds = {name: nptype(self.get_tensor_dtype(name)) for name, _ in shapes}
+            answers = self.session.run(None, {n: np.zeros(s, kinds[n]) for n, s in shapes})
+            found = [np.asarray(answer).shape for answer in answers]
+            self.inferred[shapes] = dict(zip(self.answered, found, strict=True))
+        return self.inferred[shapes]
 
     def create_execution_context(
         self,
@@ -224,14 +249,10 @@ class IExecutionContext:
             return self._shapes.get(name, declared)
         if self.infer_shapes() or name in self.engine.head["dependent"]:
             return declared
-        zeros = {
-            given: np.zeros(
-                self._shapes.get(given, self.engine.get_tensor_shape(given)),
-                nptype(self.engine.get_tensor_dtype(given)),
-            )
-            for given in self.engine.given
+        shapes = {
+            n: self._shapes.get(n, self.engine.get_tensor_shape(n)) for n in self.engine.given
         }
-        return np.asarray(self.engine.session.run([name], zeros)[0]).shape
+        return self.engine.infer(tuple(shapes.items()))[name]
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         with self._alone(changes=False):
@@ -309,17 +330,21 @@ class EngineInspector:
     def get_engine_information(self, format: LayerInformationFormat) -> str:
         assert format is LayerInformationFormat.JSON
         known = self.execution_context is not None
-        kind = "Row major linear FP32" if known else "N/A due to dynamic shapes"
+        told: Sequence[Layer] = self._engine.head["layers"] or [
+            (node.name, node.op_type, [FP32] * len(node.input), [FP32] * len(node.output))
+            for node in self._engine.nodes
+        ]
 
-        def tensors(names: Sequence[str]) -> list[dict[str, Any]]:
-            return [{"Name": name, "Location": "Device", "Format/Datatype": kind} for name in names]
+        def tensors(kinds: Sequence[str]) -> list[dict[str, Any]]:
+            said = kinds if known else ["N/A due to dynamic shapes"] * len(kinds)
+            return [{"Location": "Device", "Format/Datatype": kind} for kind in said]
 
         layers = [
             {
-                "Name": node.name, "LayerType": node.op_type, "Inputs": tensors(node.input),
-                "Outputs": tensors(node.output), "Metadata": f"[ONNX Layer: {node.name}]",
+                "Name": name, "LayerType": operator, "Inputs": tensors(takes),
+                "Outputs": tensors(gives), "Metadata": f"[ONNX Layer: {name}]",
             }
-            for node in self._engine.nodes
+            for name, operator, takes, gives in told
         ]  # fmt: skip
         return json.dumps({"Layers": layers, "Bindings": [*self._engine.given]})
 

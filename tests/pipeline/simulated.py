@@ -21,12 +21,17 @@ _PRODUCTS = ("Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
 
 def simulated(model: Path, precision: str) -> Run:
     """A graph of `mixed` or `qdq`, or of fp32 for tf32, opened so that ONNX Runtime computes it."""
+    return unoptimised(rounding(model, precision))
+
+
+def rounding(model: Path, precision: str) -> onnx.ModelProto:
+    """The same as a graph."""
     graph = onnx.load_model(model)
     if precision == "tf32":
         _truncate(graph)
     elif precision in ("fp16", "bf16"):
         _widen(graph)
-    return unoptimised(graph)
+    return graph
 
 
 def _widen(graph: onnx.ModelProto) -> None:

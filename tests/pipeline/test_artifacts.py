@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, Field
+from safetensors.numpy import load
 
 from models.errors import MissingFile, TamperedFile
 from pipeline.artifacts import (
@@ -17,11 +21,24 @@ from pipeline.artifacts import (
     digest_files,
     digest_value,
     new_folder,
+    pack,
     point,
     replacing,
     sweep,
     write_bytes,
 )
+
+
+@given(axes=st.permutations(range(3)), step=st.sampled_from((1, 2, -1)), rows=st.integers(0, 3))
+def test_arrays_are_packed_as_they_are_read(axes: list[int], step: int, rows: int) -> None:
+    """Whatever their order in memory, which safetensors alone takes for their order."""
+    whole = np.arange(rows * 12, dtype=np.float32).reshape(rows, 4, 3)
+    arrays = {"cut": whole.transpose(axes)[::step], "whole": whole, "one": np.array(7)}
+    found = load(pack(arrays))
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
 
 
 def names(folder: Path) -> list[str]:

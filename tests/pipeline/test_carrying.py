@@ -170,6 +170,38 @@ def test_an_engine_that_loses_its_state_is_caught(
     assert not all(finding.passed for finding in findings if finding.check == CARRIED)
 
 
+@pytest.mark.parametrize("broken", [_forgets, _stale, _nan, _swapped])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+def test_in_lower_precision_the_limit_is_that_of_the_module_in_it(
+    precision: str, broken: Callable[[Run], Run]
+) -> None:
+    """Engines whose state is rounded to so many bits; broken ones are caught there as well."""
+    cases, signature = recorded(HIDDEN), HIDDEN
+    bits = {"fp16": 11, "bf16": 8, "tf32": 11}[precision]
+
+    def rounded(inputs: Mapping[str, Any]) -> Arrays:
+        said = engine(signature)(inputs)
+        return {name: _round(array, bits) for name, array in said.items()}
+
+    fp32 = derive_limits(cases)
+    assert not all(finding.passed for finding in replay_sequences(rounded, HIDDEN, cases, fp32))
+    own = {HELD_OUT: 2.0**-bits, CARRIED: 2.0**-bits}
+    limits = derive_limits(cases, precision, {"logits": own, "next_hidden": own})
+    assert limits["logits"].carried is not None
+    findings = replay_sequences(rounded, signature, cases, limits)
+    assert all(finding.passed for finding in findings), findings
+    findings = replay_sequences(broken(rounded), signature, cases, limits)
+    assert not all(finding.passed for finding in findings if finding.check == CARRIED)
+    without = derive_limits(cases, precision, {"logits": {HELD_OUT: 2.0**-bits}})
+    assert without["logits"].carried is None
+
+
+def _round(array: np.ndarray, bits: int) -> np.ndarray:
+    """To so many bits of significand."""
+    fraction, exponent = np.frexp(array)
+    return np.ldexp(np.rint(fraction * 2.0**bits) / 2.0**bits, exponent).astype(array.dtype)
+
+
 @SIGNATURES
 def test_a_slightly_wrong_weight_is_caught(signature: Signature) -> None:
     cases = recorded(signature)

@@ -26,7 +26,20 @@ CLASSES = (
     "TensorIOMode", "LayerInformationFormat", "ExecutionContextAllocationStrategy", "DataType",
 )  # fmt: skip
 # Of the double itself.
-OWN = {"_fail", "device", "freed", "given", "answered", "head", "log", "session", "nodes", "made"}
+OWN = {
+    "_fail",
+    "device",
+    "freed",
+    "given",
+    "answered",
+    "head",
+    "log",
+    "session",
+    "nodes",
+    "made",
+    "infer",
+    "inferred",
+}
 
 
 class Bench:

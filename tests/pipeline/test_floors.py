@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from models.datasets import Split
+from models.recurrence import Recurrence, State
 from models.signature import BATCH, Axis, Signature, TensorSpec
-from pipeline.cases import EDGE, HELD_OUT, VALIDATION
+from pipeline.cases import CARRIED, EDGE, HELD_OUT, VALIDATION, Case
 from pipeline.floors import measure_floors
 from pipeline.recording import record, record_samples
 from pipeline.samples import choose_samples
@@ -65,3 +69,58 @@ def test_what_overflows_in_half_precision_has_no_floor_there() -> None:
     assert "fp16" in found
     assert HELD_OUT not in found["fp16"]["y"]
     assert HELD_OUT in found["bf16"]["y"]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.RNN(16, 32, batch_first=True)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+        said, last = self.cell(x, hidden.transpose(0, 1))
+        return {"y": self.head(said), "next_hidden": last.transpose(0, 1)}
+
+
+def test_what_carries_its_state_has_a_floor_of_long_sequences() -> None:
+    """As `torch` says step by step in that precision, state in fp32 between the steps."""
+    steps = Axis("steps", 1, 4, 6)
+    signature = Signature(
+        (
+            TensorSpec("x", "float32", (ROWS, steps, 16), -1.0, 1.0),
+            TensorSpec("hidden", "float32", (ROWS, 1, 32), -1.0, 1.0),
+        ),
+        (
+            TensorSpec("y", "float32", (ROWS, steps, 4)),
+            TensorSpec("next_hidden", "float32", (ROWS, 1, 32)),
+        ),
+        recurrence=Recurrence("steps", (State("hidden", "next_hidden"),)),
+    )
+    torch.manual_seed(0)
+    module = Recurrent().eval()
+    rows = {"x": torch.rand(16, 6, 16).numpy() * 2 - 1}
+    cases = record(module, signature, rows)
+    x, answers = torch.rand(2, 100, 16), []
+    for one, kind in ((module, torch.float32), (copy.deepcopy(module).double(), torch.float64)):
+        with torch.inference_mode():
+            said = one(x.to(kind), torch.zeros(2, 1, 32, dtype=kind))["y"]
+        answers.append({"y": said.numpy()})
+    cases.append(Case("carried", CARRIED, {BATCH: 2, "steps": 100}, {"x": x.numpy()}, *answers))
+    split = Split(rows, {})
+    calibration = choose_samples(signature, split, rows=16)
+    found = measure_floors(
+        module, signature, cases, calibration, record_samples(module, signature, split, 8)
+    )
+    hidden, said = torch.zeros(2, 1, 32), []
+    for step in range(100):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            answer = module(x[:, step : step + 1], hidden)
+        hidden = answer["next_hidden"].float()
+        said.append(answer["y"].float())
+    exact = torch.from_numpy(answers[1]["y"])
+    errors = (torch.cat(said, 1).double() - exact) / exact.abs().max()
+    worst = [errors[:, a:b].square().mean((1, 2)).sqrt().max() for a, b in
+             ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 100))]  # fmt: skip
+    assert found["bf16"]["y"][CARRIED] == pytest.approx(float(max(worst)), rel=1e-6)
+    assert found["tf32"]["y"][CARRIED] < found["bf16"]["y"][CARRIED]
+    assert not {"int8", "fp8"} & found.keys()

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.errors import BuildFailed, TargetUnavailable
 from models.signature import Axis, Signature, TensorSpec
 from pipeline.artifacts import digest_file, digest_files
-from pipeline.backends import Built, require, trt
+from pipeline.backends import Built, require, trt, trt_build
 from pipeline.backends import target as find_target
 from pipeline.backends.trt_build import GRAPH, LAYERS, PLAN, profiles
 from pipeline.backends.trt_library import versions
@@ -278,6 +278,98 @@ def test_two_profiles_are_built_into_one_plan(model: Path, tmp_path: Path) -> No
     )
     built = trt.build(model, wide, find_target("tensorrt-fp32"), tmp_path)
     assert [p["image"]["opt"][0] for p in built.report["profiles"]] == [2, 64]
+
+
+def test_a_profile_that_the_compiler_fails_at_is_left_out_and_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_plan = trt_build._compile
+
+    def fails_at_two(*arguments: Any) -> dict[str, Any]:
+        if len(arguments[-1]) > 1:
+            raise BuildFailed("TensorRT cannot compile two")
+        return compile_plan(*arguments)
+
+    monkeypatch.setattr(trt_build, "_compile", fails_at_two)
+    rows = Axis("batch", 1, 2, 64)
+    wide = Signature(
+        (TensorSpec("image", "float32", (rows, 3, 8, 8)),),
+        (TensorSpec("scores", "float32", (rows, 10)),),
+    )
+    report = trt.build(model, wide, find_target("tensorrt-fp32"), tmp_path).report
+    assert [dict(p) for p in report["profiles"]] == [wide.profile()]
+    assert report["refused_profiles"] == "TensorRT cannot compile two"
+    monkeypatch.setattr(trt_build, "_WIDE", 1 << 30)
+    again = trt.build(model, wide, find_target("tensorrt-fp32"), tmp_path).report
+    assert "refused_profiles" not in again
+
+
+@pytest.mark.parametrize("operator", ["ConvTranspose", "GRU"])
+def test_what_tensorrt_takes_in_no_bf16_is_kept_in_fp32_and_named(
+    operator: str, tmp_path: Path
+) -> None:
+    """Its parser refuses such a GRU, its compiler such a transposed convolution."""
+
+    def sizes(shape: tuple[int | Axis, ...]) -> list[int | str]:
+        return ["batch", *(size.name if isinstance(size, Axis) else size for size in shape)]
+
+    given: tuple[int | Axis, ...]
+    answered: tuple[int | Axis, ...]
+    noise, node = np.random.default_rng(0), helper.make_node
+    if operator == "GRU":
+        steps = Axis("time", 1, 6, 12)
+        given, answered = (steps, 4), (steps, 1, 8)
+        nodes = [
+            node("MatMul", ["x", "m"], ["wide"], name="lowered"),
+            node("Transpose", ["wide"], ["steps"], name="turn", perm=[1, 0, 2]),
+            node(
+                "GRU",
+                ["steps", "w", "r", "b"],
+                ["said"],
+                name="kept",
+                hidden_size=8,
+                linear_before_reset=1,
+            ),
+            node("Transpose", ["said"], ["y"], name="back", perm=[2, 0, 1, 3]),
+        ]
+        weights = {"m": (4, 4), "w": (1, 24, 4), "r": (1, 24, 8), "b": (1, 48)}
+    else:
+        given, answered = (3, 4, 4), (2, 8, 8)
+        nodes = [
+            node("Conv", ["x", "m"], ["wide"], name="lowered"),
+            node("ConvTranspose", ["wide", "w"], ["y"], name="kept", strides=[2, 2]),
+        ]
+        weights = {"m": (3, 3, 1, 1), "w": (3, 2, 2, 2)}
+    graph = helper.make_graph(
+        nodes, "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes(given))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, sizes(answered))],
+        [
+            numpy_helper.from_array(noise.normal(size=size).astype(np.float32), name)
+            for name, size in weights.items()
+        ],
+    )  # fmt: skip
+    usual = [size.opt if isinstance(size, Axis) else size for size in given]
+    rows = noise.normal(size=(8, *usual)).astype(np.float32)
+    write_samples(Samples({"x": rows}), tmp_path / CALIBRATION_ROWS)
+    signature = Signature(
+        (TensorSpec("x", "float32", (ROWS, *given)),),
+        (TensorSpec("y", "float32", (ROWS, *answered)),),
+    )
+    model, target = save(graph, tmp_path / MODEL), find_target("tensorrt-bf16")
+    kept = trt.sensitive(model, signature, target)
+    assert kept == {"kept": f"TensorRT takes no {operator} in bf16"}
+    out = tmp_path / "out"
+    out.mkdir()
+    built = trt.build(model, signature, target, out, keep=tuple(kept))
+    value = Engine(
+        folder=out, target=target.name, parent="", signature=signature, options={},
+        built_on=built.built_on, files={}, kept=tuple(kept),
+    )  # fmt: skip
+    assert complaints(value) == []
+    assert complaints(value.model_copy(update={"kept": ()}))
+    typed = {n: layer["precision"] for layer in built.report["layers"] for n in layer["onnx"]}
+    assert typed["lowered"] == "bf16"
 
 
 def test_the_compiler_says_how_far_it_is(model: Path, tmp_path: Path) -> None:

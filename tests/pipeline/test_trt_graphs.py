@@ -19,7 +19,8 @@ def test_graphs_are_used_where_they_pay() -> None:
         facts = {"used": [0], "times_as_fast": {"0": 2.5}, "why_not": None}
         assert session.facts["graphs"] == facts
         before = device.made["launches"]
-        for calls, launched in ((1, 0), (1, 1), (3, 3)):
+        # A graph is launched once before it is used, to see whether it answers as launches do.
+        for calls, launched in ((1, 0), (1, 2), (3, 3)):
             for _ in range(calls):
                 check(session, 7)
             assert device.made["launches"] - before == launched
@@ -76,6 +77,44 @@ def test_a_capture_that_fails_is_said_once(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "capture failed: a legacy stream" in record.getMessage()
+
+
+def test_a_graph_that_answers_otherwise_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = HostDevice(graph_cost=1)
+    with opened(device=device, cuda_graphs=True, contexts=1) as (session, _):
+        capture = device.capture
+
+        def without_the_engine(work: Callable[[], object], stream: int) -> int:
+            """The third step of a call, after its two copies."""
+            graph = capture(work, stream)
+            del device.graphs[graph][2]
+            return graph
+
+        monkeypatch.setattr(device, "capture", without_the_engine)
+        for _ in range(4):
+            check(session, 7)
+        assert device.graphs == {}
+    (record,) = caplog.records
+    assert record.getMessage() == "no CUDA graphs: a graph answers otherwise than launches: y, b"
+
+
+def test_a_graph_that_fails_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = HostDevice(graph_cost=1)
+
+    def refuse(graph: int, stream: int) -> None:
+        raise ServingFailed("cudaErrorIllegalState")
+
+    with opened(device=device, cuda_graphs=True, contexts=1) as (session, _):
+        monkeypatch.setattr(device, "launch", refuse)
+        for _ in range(4):
+            check(session, 7)
+        assert device.graphs == {}
+    (record,) = caplog.records
+    assert record.getMessage() == "no CUDA graphs: a graph failed: cudaErrorIllegalState"
 
 
 def test_a_capture_that_fails_later_turns_graphs_off(

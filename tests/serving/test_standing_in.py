@@ -35,7 +35,7 @@ from tests.serving.plans import (
     PLANNED,
     told,
 )
-from tests.serving.test_metrics import read, total
+from tests.serving.test_metrics import Page, read, total
 
 ROWS = {"features": np.array([[1, 0, 0], [0, 1, 0]], np.float32)}
 GPU = "tensorrt-fp32"
@@ -79,9 +79,12 @@ class Said:
     def __init__(self, telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
         self._telemetry, self._caplog = telemetry, caplog
 
+    @property
+    def page(self) -> Page:
+        return read(generate_latest(self._telemetry.metrics.registry).decode())
+
     def ready(self, **labels: str) -> float:
-        page = read(generate_latest(self._telemetry.metrics.registry).decode())
-        return total(page, "fucina_model_ready", **labels)
+        return total(self.page, "fucina_model_ready", **labels)
 
     @property
     def warnings(self) -> list[str]:
