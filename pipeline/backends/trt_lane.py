@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -22,13 +22,14 @@ class Lane:
     """A context for every profile, of which one runs at a time, on a stream of their own.
 
     Device memory is allocated once: for each tensor at its largest, and for what is between
-    layers, which all contexts share. `opened` is told how to free each thing. `nbytes` is all of
-    it that is known before a call.
+    layers, which all contexts share. `make` gives contexts of the engine, `opened` is told how to
+    free each thing. `nbytes` is all of it that is known before a call.
     """
 
     def __init__(
         self,
         engine: Any,
+        make: Callable[[], Any],
         trt: Any,
         log: Any,
         device: Device,
@@ -38,6 +39,7 @@ class Lane:
         opened: ExitStack,
     ) -> None:
         self._engine: Any = engine
+        self._make: Any = make
         self._trt, self._log, self._device = trt, log, device
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._profiles, self._choice, self._opened = profiles, choice, opened
@@ -133,8 +135,7 @@ class Lane:
             self._address(context)
 
     def _new_context(self, profile: Profile) -> Any:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        context = self._make()
         self._ask(context is not None, "create an execution context")
         context.set_device_memory(self._scratch, self._between)
         if context.active_optimization_profile != profile.index:
@@ -216,7 +217,7 @@ class Lane:
         self._graphs.close()
         self._calls.clear()
         self._contexts.clear()
-        self._engine = None
+        self._engine = self._make = None
 
 
 def growing_output(trt: Any, device: Device) -> Any:

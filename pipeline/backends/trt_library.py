@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -82,6 +83,24 @@ def make_log() -> Any:
 def complaint(log: Any, default: str) -> str:
     """The first thing that a logger heard, in one line."""
     return " ".join(log.said[0].split())[:300] if log.said else default
+
+
+def context_maker(engine: Any, trt: Any) -> Callable[[], Any]:
+    """What makes execution contexts of an engine, None where it cannot; they get their memory.
+
+    TensorRT for RTX compiles kernels for each new shape while it runs, and goes over to them when
+    they are done. What is certified is to stay what it is, so here it takes those for all shapes,
+    compiled once for all contexts.
+    """
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    kernels = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if kernels is None:
+        return lambda: engine.create_execution_context(strategy)
+    settings = engine.create_runtime_config()
+    settings.set_execution_context_allocation_strategy(strategy)
+    settings.dynamic_shapes_kernel_specialization_strategy = kernels.NONE
+    settings.set_runtime_cache(settings.create_runtime_cache())
+    return lambda: engine.create_execution_context(settings)
 
 
 def missing_to_run() -> tuple[str, ...]:

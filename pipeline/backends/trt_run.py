@@ -19,7 +19,7 @@ from pipeline.backends.device_memory import Cuda, Device
 from pipeline.backends.trt_build import LAYERS, PLAN
 from pipeline.backends.trt_graphs import Choice
 from pipeline.backends.trt_lane import Lane
-from pipeline.backends.trt_library import complaint, library, make_log
+from pipeline.backends.trt_library import complaint, context_maker, library, make_log
 from pipeline.backends.trt_tensors import admit, read_profiles, read_tensors
 
 # While one call computes, the next is copied; more of them only wait for the same device.
@@ -54,8 +54,9 @@ class PlanSession:
             engine = _deserialise(plan, trt, log, opened)
             self.tensors = read_tensors(engine, trt)
             self.profiles = read_profiles(engine, self.tensors)
+            make = context_maker(engine, trt)
             self._lanes = [
-                Lane(engine, trt, log, device, self.tensors, self.profiles, choice, opened)
+                Lane(engine, make, trt, log, device, self.tensors, self.profiles, choice, opened)
                 for _ in range(options.get("contexts", _CONTEXTS))
             ]
             built = device.seconds()

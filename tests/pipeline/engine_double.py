@@ -65,6 +65,34 @@ class ExecutionContextAllocationStrategy(Enum):
     STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
 
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
+class IRuntimeCache: ...
+
+
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.dynamic_shapes_kernel_specialization_strategy = (
+            DynamicShapesKernelSpecializationStrategy.LAZY
+        )
+        self.cache: IRuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class DataType(Enum):
     FLOAT, HALF, BF16, INT32, INT64, BOOL = (auto() for _ in range(6))
 
@@ -127,6 +155,7 @@ class ICudaEngine:
         self.head, self.log, self.device, self.freed = head, log, device, freed
         self._runtime = runtime  # which it keeps alive, as the binding does
         self.session = open_graph(graph)
+        self.settings: list[IRuntimeConfig] = []  # that contexts were created by
         self.inferred: dict[Shapes, dict[str, tuple[int, ...]]] = {}
         self.nodes = onnx.load_from_string(graph).graph.node
         self.given = {value.name: value for value in self.session.get_inputs()}
@@ -171,10 +200,17 @@ class ICudaEngine:
             self.inferred[shapes] = dict(zip(self.answered, found, strict=True))
         return self.inferred[shapes]
 
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
     def create_execution_context(
         self,
-        strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC,
+        strategy: ExecutionContextAllocationStrategy
+        | IRuntimeConfig = ExecutionContextAllocationStrategy.STATIC,
     ) -> IExecutionContext | None:
+        if isinstance(strategy, IRuntimeConfig):
+            self.settings.append(strategy)
+            strategy = strategy.strategy
         return IExecutionContext(self, strategy)
 
     def create_engine_inspector(self) -> EngineInspector:
@@ -349,11 +385,16 @@ class EngineInspector:
         return json.dumps({"Layers": layers, "Bindings": [*self._engine.given]})
 
 
-def make_library(device: HostDevice, freed: list[str]) -> Any:
-    """The double as the module that it stands for; `freed` becomes what went, in order."""
+def make_library(device: HostDevice, freed: list[str], rtx: bool = False) -> Any:
+    """The double as the module that it stands for; `freed` becomes what went, in order.
+
+    With `rtx` it is TensorRT for RTX, which has more to set when a context is created.
+    """
+    kernels = DynamicShapesKernelSpecializationStrategy
+    more = {"DynamicShapesKernelSpecializationStrategy": kernels} if rtx else {}
     return SimpleNamespace(
         __version__="double", Runtime=lambda logger: Runtime(logger, device, freed),
         TensorIOMode=TensorIOMode, LayerInformationFormat=LayerInformationFormat,
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
-        IOutputAllocator=IOutputAllocator, nptype=nptype,
+        IOutputAllocator=IOutputAllocator, nptype=nptype, **more,
     )  # fmt: skip

@@ -74,7 +74,7 @@ def gpu_machine(gpu: str = GPU["gpu"]) -> Iterator[Machine]:
         device.use()
         return device
 
-    double = make_library(device, [])
+    double = make_library(device, [], rtx=True)
 
     def runtime(log: Any) -> Any:
         made = double.Runtime(log)

@@ -27,19 +27,11 @@ CLASSES = (
 )  # fmt: skip
 # Of the double itself.
 OWN = {
-    "_fail",
-    "device",
-    "freed",
-    "given",
-    "answered",
-    "head",
-    "log",
-    "session",
-    "nodes",
-    "made",
-    "infer",
-    "inferred",
-}
+    "_fail", "answered", "device", "freed", "given", "head", "infer", "inferred", "log", "made",
+    "nodes", "session", "settings",
+}  # fmt: skip
+# Of TensorRT for RTX alone.
+RTX = ("DynamicShapesKernelSpecializationStrategy", "IRuntimeCache", "IRuntimeConfig")
 
 
 class Bench:
@@ -216,7 +208,7 @@ def test_the_published_bindings_have_what_the_double_has(name: str, version: Pat
     assert members(name) - published(version)[name] == set()
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [*CLASSES, *RTX])
 def test_methods_take_what_the_real_ones_take(name: str) -> None:
     """Names of parameters, in their order, as the installed binding's docstrings give them."""
     real = getattr(pytest.importorskip("tensorrt_rtx"), name)
@@ -230,6 +222,19 @@ def test_methods_take_what_the_real_ones_take(name: str) -> None:
             assert taken in [re.findall(r"(?:^|, )(\w+): ", text)[1:] for text in overloads], member
             compared += 1
     assert compared or not [m for m in members(name) if inspect.isfunction(getattr(real, m))]
+
+
+@pytest.mark.parametrize("name", RTX)
+def test_the_installed_binding_has_what_the_double_has(name: str) -> None:
+    real = dir(getattr(pytest.importorskip("tensorrt_rtx"), name))
+    attributes = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(getattr(engine_double, name))))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) == "self"
+        and node.attr not in ("cache", "strategy")  # where the double keeps what it is given
+    }
+    assert (members(name) | attributes) - set(real) == set()
 
 
 def test_the_allocator_implements_the_documented_methods() -> None:

@@ -18,7 +18,12 @@ HELD = {
     "builder": "Builder", "config": "IBuilderConfig", "context": "IExecutionContext",
     "engine": "ICudaEngine", "first": "ParserError", "inspector": "EngineInspector",
     "layer": "ILayer", "network": "INetworkDefinition", "parser": "OnnxParser",
-    "runtime": "Runtime",
+    "runtime": "Runtime", "settings": "IRuntimeConfig",
+}  # fmt: skip
+# What is used where there is a kernel strategy to set, as TensorRT for RTX has one.
+RTX_ALONE = {
+    "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }  # fmt: skip
 # What a version may lack is given to `flags` and `has` as text, and so is not looked for.
 
@@ -66,12 +71,22 @@ def lacking(names: dict[str, set[str]], path: Path) -> list[str]:
 @pytest.mark.parametrize("version", sorted(PUBLISHED.glob("*.txt")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_the_published_binding_has_every_name(version: Path, path: Path) -> None:
-    assert lacking(published(version), path) == []
+    assert set(lacking(published(version), path)) - RTX_ALONE == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_the_installed_package_has_every_name(path: Path) -> None:
     assert lacking(live(), path) == []
+
+
+def test_what_rtx_has_alone_is_used_behind_what_it_has_alone() -> None:
+    everything = [
+        name for path in SOURCES for name in lacking(published(min(PUBLISHED.glob("11*"))), path)
+    ]
+    assert set(everything) == RTX_ALONE
+    kernels = "DynamicShapesKernelSpecializationStrategy"
+    assert "NONE" in live()[kernels]
+    assert not any(kernels in published(version) for version in PUBLISHED.glob("*.txt"))
 
 
 def test_names_are_found_and_a_wrong_one_is_told(tmp_path: Path) -> None:
