@@ -146,9 +146,11 @@ def reason(limit: Limit, bounds: Mapping[str, Any]) -> str:
         derived = f"the most that is ever allowed ({derived} is more)"
     elif limit.limit == bounds["smallest"]:
         derived = f"the least that is asked ({derived} is less)"
-    if limit.edges is None:
-        return derived
-    return f"{derived}; {error(limit.edges)} on edges, where the module itself is farther off"
+    if limit.edges is not None:
+        derived += f"; {error(limit.edges)} on edges, where the module itself is farther off"
+    if limit.carried is not None:
+        derived += f"; {error(limit.carried)} over sequences that carry their state"
+    return derived
 
 
 def worst_findings(certificate: Certificate) -> Iterator[Finding]:

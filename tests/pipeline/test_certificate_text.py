@@ -83,6 +83,16 @@ def test_the_reason_of_a_limit_is_the_term_that_decided(floor: float) -> None:
         assert text.startswith("16 × noise floor")
 
 
+def test_other_limits_are_told_beside_it() -> None:
+    plain = Limit(scale=1.0, noise_floor=1e-7, limit=1.6e-6)
+    text = reason(plain, BOUNDS)
+    more = plain.model_copy(update={"edges": 2e-3, "carried": 4e-3})
+    assert reason(more, BOUNDS) == (
+        f"{text}; 2.0e-03 on edges, where the module itself is farther off; "
+        "4.0e-03 over sequences that carry their state"
+    )
+
+
 def test_what_cannot_be_measured_spends_most() -> None:
     def edge(error: float | None, limit: float = 1e-6) -> Edge:
         return Edge(start="a", end="b", output="c", error=error, total=error, limit=limit)
