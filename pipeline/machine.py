@@ -80,7 +80,8 @@ def declared() -> dict[str, str]:
         lines = metadata.requires("fucina") or ()
     except metadata.PackageNotFoundError:  # runs from its sources
         lines = ()
-    found = (re.match(r"([\w.-]+)(?:\[[^]]*])?([^;]*)", line) for line in lines)
+    # Of several extras the first counts: what the tests want of a package is declared last.
+    found = (re.match(r"([\w.-]+)(?:\[[^]]*])?([^;]*)", line) for line in reversed(lines))
     return {one[1]: one[2].strip() for one in found if one}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import tomllib
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.machine import (
     missing_gpu,
 )
 
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 CARDS = (("Card A", uuid.UUID(int=1), (8, 9), 24 << 30), ("Card B", uuid.UUID(int=2), (9, 0), 80))
 
 
@@ -158,3 +160,8 @@ def test_every_declared_range_is_one_that_pip_understands() -> None:
     ranges = declared()
     assert {"numpy", "onnxruntime", "onnxruntime-gpu", "torch"} <= ranges.keys()
     assert all(SpecifierSet(text) for text in ranges.values() if text)
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    (wanted,) = (one for one in extras["gpu"] if one.startswith("cuda-bindings"))
+    assert SpecifierSet(ranges["cuda-bindings"]) == SpecifierSet(
+        wanted.removeprefix("cuda-bindings")
+    )
