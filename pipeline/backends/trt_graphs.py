@@ -1,8 +1,9 @@
-"""CUDA graphs of calls that come again: captured where they pay, as many as are remembered."""
+"""CUDA graphs of calls that come again: captured where they pay, and once they have paid."""
 
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,20 +15,27 @@ from models.signature import Arrays
 from pipeline.backends.device_memory import Device
 from pipeline.backends.trt_tensors import Profile, Shapes
 
-REMEMBERED = 8  # graphs of a lane; each holds a context of its own
+KEPT = 16  # graphs of a lane; each holds a context of its own
+COUNTED = 256  # shapes whose calls are counted
 _PAYS = 1.05  # times as fast as launches; less is noise
 _ROUNDS = 7
+
+Key = tuple[int, Shapes]  # a profile and the shapes of a call
 
 logger = logging.getLogger("fucina.tensorrt")
 
 
 @dataclass
 class Choice:
-    """Of which profiles CUDA graphs are used: those where they were measured to pay."""
+    """Of which profiles CUDA graphs are used: those where they were measured to pay.
+
+    `after` is how many calls of a shape by a graph save what it takes to capture one.
+    """
 
     wanted: bool
     why_not: str = "not asked for"
     times_as_fast: dict[int, float] = field(default_factory=dict)
+    after: dict[int, int] = field(default_factory=dict)
 
     def used(self, profile: Profile) -> bool:
         return self.wanted and self.times_as_fast.get(profile.index, 0) >= _PAYS
@@ -36,6 +44,12 @@ class Choice:
         """Whether it has to be measured."""
         return self.wanted and profile.index not in self.times_as_fast
 
+    def measured(self, profile: Profile, launched: float, by_graph: float, capture: float) -> None:
+        """Seconds of a call by launches and by a graph, and those of capturing it."""
+        self.times_as_fast[profile.index] = launched / by_graph
+        if launched > by_graph:
+            self.after[profile.index] = math.ceil(capture / (launched - by_graph))
+
     def refuse(self, why: str) -> None:
         """Use none from now on; said once."""
         if self.wanted:
@@ -43,11 +57,12 @@ class Choice:
             self.wanted, self.why_not = False, why
 
     def facts(self) -> dict[str, Any]:
-        """`times_as_fast` as launches by profile, `used`, and why none is."""
+        """`times_as_fast` as launches and `after` by profile, which are `used`, and why none is."""
         pays = {index for index, times in self.times_as_fast.items() if times >= _PAYS}
         return {
             "used": sorted(pays) if self.wanted else [],
             "times_as_fast": {str(i): round(times, 3) for i, times in self.times_as_fast.items()},
+            "after": {str(i): calls for i, calls in self.after.items()},
             "why_not": None if self.wanted else self.why_not,
         }
 
@@ -98,30 +113,38 @@ class Graphs:
     stream: int
     side: int
     calls: Calls
-    _seen: OrderedDict[tuple[int, Shapes], Captured | None] = field(default_factory=OrderedDict)
+    _graphs: OrderedDict[Key, Captured] = field(default_factory=OrderedDict)
+    _counts: OrderedDict[Key, int] = field(default_factory=OrderedDict)
 
     def get(self, shapes: Shapes, profile: Profile) -> Captured | None:
-        """The graph of these shapes, captured when they come again while they are remembered.
+        """The graph of these shapes, captured when as many calls have come as it takes to pay.
 
-        The least recently used goes. More shapes than that, which take turns, are never captured.
+        So capturing never takes more time than the launches did that it is to save. Of graphs, and
+        of shapes that are counted, the least recently used goes; it then begins anew.
         """
         if not self.choice.used(profile):
             return None
         key = profile.index, shapes
-        if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > REMEMBERED:
-                self._forget(next(iter(self._seen)))
-            return None
-        self._seen.move_to_end(key)
-        if self._seen[key] is None:
-            self._seen[key] = self._capture(shapes, profile)
-        return self._seen[key]
+        if graph := self._graphs.get(key):
+            self._graphs.move_to_end(key)
+            return graph
+        count = self._counts.pop(key, 0) + 1
+        if count < self.choice.after[profile.index]:
+            self._counts[key] = count
+            if len(self._counts) > COUNTED:
+                self._counts.popitem(last=False)
+        elif graph := self._capture(shapes, profile):
+            self._graphs[key] = graph
+            if len(self._graphs) > KEPT:
+                self._forget(next(iter(self._graphs)))
+        return graph
 
     def measure(self, profile: Profile) -> None:
         """Time launches and a graph of the profile's usual shapes in turn."""
+        begun = self.device.seconds()
         if (graph := self._capture(profile.usual, profile)) is None:
             return
+        capture = self.device.seconds() - begun
         ways: tuple[Callable[[], None], ...] = (
             lambda: self.calls.enqueue(graph.call, self.stream),
             lambda: self.device.launch(graph.handle, self.stream),
@@ -136,16 +159,15 @@ class Graphs:
                     seconds.append(self.device.seconds() - start)
         finally:
             self.device.end_graph(graph.handle)
-        launched, captured = (statistics.median(seconds) for seconds in times)
-        self.choice.times_as_fast[profile.index] = launched / captured
+        launched, by_graph = (statistics.median(seconds) for seconds in times)
+        self.choice.measured(profile, launched, by_graph, capture)
 
     def close(self) -> None:
-        for key in list(self._seen):
+        for key in list(self._graphs):
             self._forget(key)
 
-    def _forget(self, key: tuple[int, Shapes]) -> None:
-        if graph := self._seen.pop(key):
-            self.device.end_graph(graph.handle)
+    def _forget(self, key: Key) -> None:
+        self.device.end_graph(self._graphs.pop(key).handle)
 
     def _capture(self, shapes: Shapes, profile: Profile) -> Captured | None:
         """The graph of a call that has a context of its own: one that changes breaks its graph.

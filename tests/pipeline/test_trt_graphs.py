@@ -6,25 +6,49 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.errors import ServingFailed
-from pipeline.backends.trt_graphs import REMEMBERED
+from pipeline.backends import trt_graphs
 from tests.pipeline.device_double import HostDevice
 from tests.pipeline.test_trt_run import check, opened
 
 
 def test_graphs_are_used_where_they_pay() -> None:
     with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=2)) as (session, device):
-        # A call puts two copies, the engine and two copies on its stream: five launches.
-        facts = {"used": [0], "times_as_fast": {"0": 2.5}, "why_not": None}
+        # A call puts two copies, the engine and two copies on its stream: five launches. To capture
+        # one takes such a call, two copies over its answers, and the graph: nine, saved by three.
+        facts = {"used": [0], "times_as_fast": {"0": 2.5}, "after": {"0": 3}, "why_not": None}
         assert session.facts["graphs"] == facts
         before = device.made["launches"]
         # A graph is launched once before it is used, to see whether it answers as launches do.
-        for calls, launched in ((1, 0), (1, 2), (3, 3)):
+        for calls, launched in ((2, 0), (1, 2), (3, 3)):
             for _ in range(calls):
                 check(session, 7)
             assert device.made["launches"] - before == launched
             before = device.made["launches"]
+
+
+@settings(max_examples=30)
+@given(rows=st.lists(st.integers(1, 12), max_size=120), cost=st.floats(0.2, 4.0))
+def test_capturing_never_takes_longer_than_the_launches_that_were_waited_through(
+    rows: list[int], cost: float
+) -> None:
+    """Whatever comes, with fewer graphs kept than there are shapes."""
+    device = HostDevice(graph_cost=cost)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trt_graphs, "KEPT", 3)
+        with opened(cuda_graphs=True, contexts=1, device=device) as (session, _):
+            made, start = device.made["graphs"], device.clock
+            for count in rows:
+                check(session, count)
+            captured = device.made["graphs"] - made
+            assert len(device.graphs) <= 3
+            calls, capture, saved = 5 * len(rows), 7 + cost, 5 - cost
+            assert device.clock - start <= calls + captured * capture
+            # Each was waited for by so many launches of its shape that a graph would have saved it.
+            assert captured * capture <= saved * len(rows)
 
 
 def test_graphs_that_do_not_pay_are_not_used() -> None:
@@ -41,24 +65,28 @@ def test_graphs_that_do_not_pay_are_not_used() -> None:
 
 
 def test_graphs_are_bounded_and_the_least_recently_used_goes() -> None:
-    many = list(range(1, REMEMBERED + 2))
-    with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=1)) as (session, device):
-        for rows in many[:-1] * 2:
-            check(session, rows)
-        assert len(device.graphs) == REMEMBERED
-        check(session, many[0])
-        check(session, many[-1])  # puts out the one of two rows
-        assert len(device.graphs) == REMEMBERED - 1
-        before = device.made["launches"]
-        check(session, many[0])
-        assert device.made["launches"] == before + 1
-        check(session, many[1])
-        assert device.made["launches"] == before + 1
-    with opened(cuda_graphs=True, contexts=1, device=HostDevice(graph_cost=1)) as (session, device):
-        made = device.made["graphs"]
-        for rows in many * 3:  # as they take turns, none comes again while it is remembered
-            check(session, rows)
-        assert device.made["graphs"] == made
+    device = HostDevice(graph_cost=1)  # so that the second call of a shape captures it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trt_graphs, "KEPT", 3)
+        patch.setattr(trt_graphs, "COUNTED", 5)
+        with opened(cuda_graphs=True, contexts=1, device=device) as (session, _):
+            assert session.facts["graphs"]["after"] == {"0": 2}
+
+            def captured(*rows: int) -> int:
+                before = device.made["graphs"]
+                for count in rows:
+                    check(session, count)
+                return device.made["graphs"] - before
+
+            assert captured(1, 2, 3, 1, 2, 3) == 3
+            assert captured(1, 2, 3) == 0
+            assert captured(4, 4) == 1  # which puts out the one of one row
+            assert len(device.graphs) == 3
+            assert captured(2, 3, 4) == 0
+            assert captured(1) == 0  # it begins anew
+            assert captured(1) == 1
+            assert captured(5, 6, 7, 8, 9, 10, 5) == 0  # five shapes ago is forgotten
+            assert captured(10) == 1
 
 
 def test_a_capture_that_fails_is_said_once(
