@@ -19,7 +19,7 @@ from pipeline.recording import answer
 from pipeline.samples import Samples
 
 Way = Callable[[Arrays], Arrays]
-Floors = dict[str, dict[str, dict[str, float]]]  # precision, output, origin of the case
+Floors = dict[str, dict[str, dict[str, float]]]  # rounding, output, origin of the case
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,8 +35,8 @@ def measure_floors(
 
     The largest root mean square of a row, over the output's scale: of millions of pixels one is far
     off in any precision, which says little about an engine.
-    fp16 and bf16 are torch's autocast, in tf32 layers read 10 bits of fraction, int8 and fp8 are
-    `pipeline.quantised`. Asked is every held-out and
+    fp16 and bf16 are torch's autocast, in tf32 layers read 10 bits of fraction, int8, fp8 and the
+    symmetric int8 that TensorRT takes are `pipeline.quantised`. Asked is every held-out and
     every edge case, of which the worst counts: one case alone is no measure of what the precision
     may cost. The scale is that of the held-out answers. Where a precision cannot answer,
     such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
@@ -61,15 +61,16 @@ def measure_floors(
     if signature.recurrence is None:
         fp8 = quantised(module, calibration, "fp8")
         floors["fp8"] = _measure(partial(answer, fp8), asked, scales)
-        rounded = partial(answer, quantised(module, calibration))
-        floors["int8"] = _measure(rounded, asked, scales)
-        answers = validation.ask(rounded, signature)
-        for name, scale in scales.items():
-            error = relative_error(
-                answers[name], validation.reference[name], scale, len(validation)
-            )
-            if error is not None:
-                floors["int8"][name][VALIDATION] = error
+        for rounding in ("int8", "int8-symmetric"):
+            rounded = partial(answer, quantised(module, calibration, rounding))
+            floors[rounding] = _measure(rounded, asked, scales)
+            answers = validation.ask(rounded, signature)
+            for name, scale in scales.items():
+                error = relative_error(
+                    answers[name], validation.reference[name], scale, len(validation)
+                )
+                if error is not None:
+                    floors[rounding][name][VALIDATION] = error
     return floors
 
 

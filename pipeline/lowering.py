@@ -106,7 +106,7 @@ def _mend(
         )
     samples = read_samples(path)
     codec = Codec.model_validate_json((model.folder / CODEC).read_bytes())
-    floors = model.floors.get(target.precision, {})
+    floors = model.floors.get(target.rounding, {})
     limits = derive_limits(cases, target.precision, floors)
     chosen = derive_limits(cases, target.precision, floors, VALIDATION)
     edges = [case for case in cases if case.origin == EDGE]

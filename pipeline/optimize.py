@@ -128,7 +128,7 @@ def _measure(
 ) -> tuple[list[Candidate], Candidate | None]:
     """Every way to open the engine and, below fp32, those of fp32 and which would be kept there."""
     held_out = [case for case in cases if case.origin == HELD_OUT]
-    floors = model.floors.get(target.precision, {})
+    floors = model.floors.get(target.rounding, {})
     limits = derive_limits(cases, target.precision, floors)
 
     def why_not(way: Way) -> str:

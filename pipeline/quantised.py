@@ -21,14 +21,15 @@ _E4M3_MOST = torch.finfo(torch.float8_e4m3fn).max
 _ROWS = 64  # that ranges are observed of, in calls of 16
 
 
-def quantised(module: nn.Module, calibration: Samples, precision: str = "int8") -> nn.Module:
+def quantised(module: nn.Module, calibration: Samples, rounding: str = "int8") -> nn.Module:
     """A copy of the module that rounds like a static int8 or fp8 engine, in fp32 arithmetic.
 
     Weights of convolutions and dense layers are rounded per output channel to -127..127, what
     these layers are given per tensor to 0..255 between the least and the greatest value that the
-    first calibration rows lead to, and 0. In fp8 both are rounded per tensor to E4M3, whose largest
-    number, 448, is the greatest magnitude. Source: Jacob et al. 2018, Quantization and training of
-    neural networks for efficient integer-arithmetic-only inference, without the training.
+    first calibration rows lead to, and 0; in `int8-symmetric` to -128..127, of which 127 is the
+    greatest magnitude. In fp8 both are rounded per tensor to E4M3, whose largest number, 448, is
+    the greatest magnitude. Source: Jacob et al. 2018, Quantization and training of neural networks
+    for efficient integer-arithmetic-only inference, without the training.
     """
     rounded = copy.deepcopy(module)
     layers = [layer for layer in rounded.modules() if isinstance(layer, _LAYERS)]
@@ -44,12 +45,12 @@ def quantised(module: nn.Module, calibration: Samples, precision: str = "int8") 
     for observer in observers:
         observer.remove()
     for layer in layers:
-        if precision == "fp8":
+        if rounding == "fp8":
             layer.weight = nn.Parameter(_to_e4m3(layer.weight.detach(), _reach(layer.weight)))
         else:
             _round_weight(layer)
         if layer in ranges:
-            _round_input(layer, *ranges[layer], precision)
+            _round_input(layer, *ranges[layer], rounding)
     return rounded
 
 
@@ -63,14 +64,17 @@ def _round_weight(layer: Any) -> None:
     )
 
 
-def _round_input(layer: nn.Module, low: float, high: float, precision: str) -> None:
-    step = max(high - low, 1e-30) / 255
-    zero = round(-low / step)
+def _round_input(layer: nn.Module, low: float, high: float, rounding: str) -> None:
+    if rounding == "int8-symmetric":
+        step, zero, least = max(-low, high, 1e-30) / 127, 0, -128
+    else:
+        step, least = max(high - low, 1e-30) / 255, 0
+        zero = round(-low / step)
 
     def fake(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        if precision == "fp8":
+        if rounding == "fp8":
             return (_to_e4m3(given[0], max(-low, high)), *given[1:])
-        first = torch.fake_quantize_per_tensor_affine(given[0], step, zero, 0, 255)
+        first = torch.fake_quantize_per_tensor_affine(given[0], step, zero, least, least + 255)
         return (first, *given[1:])
 
     layer.register_forward_pre_hook(fake)

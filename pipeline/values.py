@@ -81,7 +81,7 @@ class OnnxModel(BaseModel):
 
     `declared` is each tensor as the graph declares it, `ranges` the sizes of each axis as the
     exporter understood them, None where it says nothing of them. `floors` are what lower precision
-    costs the module itself, by precision, output and origin, as a share of the output's scale; see
+    costs the module itself, by rounding, output and origin, as a share of the output's scale; see
     `pipeline.floors`. `drift` is the greatest share of answers that lower precision may change.
     `spelled` translates, by tensor, how a graph that was not exported here declares it.
     `apart` are files by sha256 that stay here when the others go into a bundle. `parts` are the

@@ -11,7 +11,7 @@ from typing import Any
 from models.codec import Codec
 from models.errors import CertificateFailed, first_line
 from models.signature import BATCH
-from pipeline.backends import backend
+from pipeline.backends import Target, backend
 from pipeline.backends import target as find_target
 from pipeline.budget import spend
 from pipeline.carrying import replay_sequences
@@ -65,8 +65,9 @@ class Evidence:
     cases: list[Case]
     samples: Samples | None
 
-    def limits(self, precision: str) -> dict[str, Limit]:
-        return derive_limits(self.cases, precision, self.model.floors.get(precision, {}))
+    def limits(self, target: Target) -> dict[str, Limit]:
+        floors = self.model.floors.get(target.rounding, {})
+        return derive_limits(self.cases, target.precision, floors)
 
 
 @dataclass
@@ -108,7 +109,7 @@ def examine(engine: Engine, evidence: Evidence, seen: Examined | None = None) ->
     model, cases, codec = evidence.model, evidence.cases, evidence.codec
     wanted = find_target(engine.target)
     tools = backend(wanted)
-    limits = evidence.limits(wanted.precision)
+    limits = evidence.limits(wanted)
 
     def opened(**changes: Any) -> Run:
         return tools.open(engine.folder, engine.files, {**engine.options, **changes}).run
@@ -189,7 +190,7 @@ def _certify(
     parts = {n: value for n, (value, _) in certified.items()}
     opened = {n: (run, part(model, n).signature) for n, (_, run) in certified.items() if run}
     wanted = find_target(engine.target)
-    limits = evidence.limits(wanted.precision)
+    limits = evidence.limits(wanted)
     progress(1, 3, f"asking {len(cases)} recorded cases")
     seen = Examined()
     failures = list(examine(engine, evidence, seen))

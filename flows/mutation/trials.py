@@ -107,7 +107,7 @@ def examine_sound(reference: str, seed: int, out: Path, target: str) -> list[Sou
 def _examine(graph: Graph, seed: int) -> Sound:
     evidence, seen = verify.gather(graph.model), verify.Examined()
     failures = tuple(verify.examine(graph.engine, evidence, seen))
-    limits = evidence.limits(find_target(graph.engine.target).precision)
+    limits = evidence.limits(find_target(graph.engine.target))
     held_out = [f for f in seen.findings if f.check == "samples"]
     peers = dict.fromkeys((p.name for p in PEERS), True)
     if seen.run:
@@ -237,7 +237,7 @@ def _ask(
         failure = next(verify.examine(engine, evidence), "")
     except Exception as error:  # a gate that breaks down gives no certificate either
         failure = f"{RAISED}: {type(error).__name__}: {error}"
-    limits = evidence.limits(wanted.precision)
+    limits = evidence.limits(wanted)
     return failure, refusals(run, asked), _distance(run, graph.model.signature, evidence, limits)
 
 

@@ -18,12 +18,21 @@ from models.signature import Arrays, Signature
 
 @dataclass(frozen=True)
 class Target:
-    """What an engine is built for, by name: library, device and precision."""
+    """What an engine is built for, by name: library, device and precision.
+
+    `symmetric` says of eight bits with sign that 0 is 0, which costs what is never negative a bit.
+    """
 
     name: str
     library: str
     device: str
     precision: str
+    symmetric: bool = False
+
+    @property
+    def rounding(self) -> str:
+        """What `pipeline.floors` calls the rounding of its engines."""
+        return f"{self.precision}-symmetric" if self.symmetric else self.precision
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ TARGETS = {
         Target("tensorrt-tf32", "tensorrt", "cuda", "tf32"),
         Target("tensorrt-fp16", "tensorrt", "cuda", "fp16"),
         Target("tensorrt-bf16", "tensorrt", "cuda", "bf16"),
-        Target("tensorrt-int8", "tensorrt", "cuda", "int8"),
+        Target("tensorrt-int8", "tensorrt", "cuda", "int8", symmetric=True),
         Target("tensorrt-fp8", "tensorrt", "cuda", "fp8"),
     )
 }

@@ -131,9 +131,9 @@ def test_a_closed_engine_gives_its_memory_back(
 
 
 def _limits(release: Release, target: str) -> dict:
-    precision = TARGETS[target].precision
-    model = release.model
-    return derive_limits(read_cases(model.folder), precision, model.floors.get(precision, {}))
+    one, model = TARGETS[target], release.model
+    floors = model.floors.get(one.rounding, {})
+    return derive_limits(read_cases(model.folder), one.precision, floors)
 
 
 def _new(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from models.codec import Codec
-from pipeline.backends import mixed, qdq
+from pipeline.backends import TARGETS, mixed, qdq
 from pipeline.cases import read_cases
 from pipeline.compare import BOUNDS, Run, derive_limits, replay, worst_ratio
 from pipeline.faults import FAULTS, Subject, mutate
@@ -52,7 +52,8 @@ def run(model: OnnxModel, precision: str, folder: Path, fault: str = "") -> Run:
 
 def worst(model: OnnxModel, precision: str, engine: Run) -> float:
     cases = read_cases(model.folder)
-    limits = derive_limits(cases, precision, model.floors[precision])
+    floors = model.floors[TARGETS[f"tensorrt-{precision}"].rounding]
+    limits = derive_limits(cases, precision, floors)
     ratio = worst_ratio(replay(engine, cases, limits))
     assert ratio is not None
     return ratio

@@ -75,22 +75,30 @@ class Dense(nn.Module):
         return {"y": self.layer(x)}
 
 
-@given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9), st.floats(0.01, 100))
+@pytest.mark.parametrize("rounding", ["int8", "int8-symmetric"])
+@given(
+    seed=st.integers(0, 2**31), inputs=st.integers(1, 9), outputs=st.integers(1, 9),
+    scale=st.floats(0.01, 100),
+)  # fmt: skip
 def test_the_rounded_module_is_the_formula_in_numpy(
-    seed: int, inputs: int, outputs: int, scale: float
+    rounding: str, seed: int, inputs: int, outputs: int, scale: float
 ) -> None:
     noise = np.random.default_rng(seed)
     weight = noise.normal(scale=scale, size=(outputs, inputs)).astype(np.float32)
     rows = noise.normal(loc=scale, scale=scale, size=(50, inputs)).astype(np.float32)
     module = Dense(torch.from_numpy(weight))
-    copy = quantised(module, Samples({"x": rows}))
+    copy = quantised(module, Samples({"x": rows}), rounding)
     with torch.no_grad():
         got = copy(torch.from_numpy(rows))["y"].numpy()
     steps = np.abs(weight).max(axis=1, keepdims=True) / 127
     low, high = min(rows.min(), 0), max(rows.max(), 0)
-    step = (high - low) / 255
-    zero = round(float(-low / step))
-    levels = np.clip(np.rint(rows / step) + zero, 0, 255)
+    if rounding == "int8":
+        step = (high - low) / 255
+        zero = round(float(-low / step))
+        levels = np.clip(np.rint(rows / step) + zero, 0, 255)
+    else:
+        step, zero = max(-low, high) / 127, 0
+        levels = np.clip(np.rint(rows / step), -128, 127)
     expected = ((levels - zero) * step) @ (np.rint(weight / steps) * steps).T
     # Where a value is in the middle of two levels, either is right.
     slack = 0.51 * step * np.abs(weight).max() + 0.51 * steps.max() * np.abs(rows).max()
