@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from models.errors import ServingFailed
 from pipeline.backends import trt_graphs
+from pipeline.backends.trt_run import PlanSession
 from tests.pipeline.device_double import HostDevice
-from tests.pipeline.test_trt_run import check, opened
+from tests.pipeline.engine_double import Log, make_library, make_plan
+from tests.pipeline.test_trt_run import GRAPH, LONG, WIDE, check, opened
 
 
 def test_graphs_are_used_where_they_pay() -> None:
@@ -158,3 +161,20 @@ def test_a_capture_that_fails_later_turns_graphs_off(
         monkeypatch.undo()
     assert "out of memory" in caplog.text
     assert len(caplog.records) == 1
+
+
+def test_contexts_of_graphs_too_have_the_kernels_that_were_certified() -> None:
+    """TensorRT for RTX would go over to others while it serves; all contexts share what it has."""
+    device = HostDevice(graph_cost=1)
+    trt = make_library(device, [], rtx=True)
+    plan = make_plan(GRAPH, [WIDE, LONG])
+    with closing(PlanSession(plan, trt, Log(), device, {"cuda_graphs": True})) as session:
+        for rows in (3, 3, 20, 20):
+            check(session, rows)
+        used = session._lanes[0]._engine.settings
+        assert len(used) > 4  # of two lanes and two profiles, and a graph
+        (settings,) = {id(one): one for one in used}.values()
+        kernels = settings.dynamic_shapes_kernel_specialization_strategy
+        assert kernels is trt.DynamicShapesKernelSpecializationStrategy.NONE
+        assert settings.cache is not None
+    assert device.held == 0

@@ -117,23 +117,6 @@ def test_every_call_answers_as_the_graph_does(rows: list[int], graphs: bool, con
         assert made == {kind: device.made[kind] for kind in made}  # buffers are made once
 
 
-def test_kernels_stay_those_that_were_certified() -> None:
-    """TensorRT for RTX would go over to others while it serves; all contexts share what it has."""
-    device = HostDevice(graph_cost=1)
-    trt = make_library(device, [], rtx=True)
-    plan = make_plan(GRAPH, [WIDE, LONG])
-    with closing(PlanSession(plan, trt, Log(), device, {"cuda_graphs": True})) as session:
-        for rows in (3, 3, 20, 20):
-            check(session, rows)
-        used = session._lanes[0]._engine.settings
-        assert len(used) > 4  # of two lanes and two profiles, and a graph
-        (settings,) = {id(one): one for one in used}.values()
-        kernels = settings.dynamic_shapes_kernel_specialization_strategy
-        assert kernels is trt.DynamicShapesKernelSpecializationStrategy.NONE
-        assert settings.cache is not None
-    assert device.held == 0
-
-
 def test_threads_share_an_engine_through_its_contexts() -> None:
     with opened(cuda_graphs=True, device=HostDevice(graph_cost=0.1)) as (session, _):
         with ThreadPoolExecutor(8) as pool:
