@@ -15,6 +15,7 @@ from torch import nn
 
 from models.errors import BuildFailed
 from models.signature import Axis, Signature, TensorSpec
+from pipeline.backends import TARGETS
 from pipeline.backends.qdq import products, quantise
 from pipeline.quantised import quantised
 from pipeline.samples import CALIBRATION_ROWS, Samples, write_samples
@@ -73,16 +74,21 @@ def test_int8_is_the_formula_in_numpy(
     assert np.abs(got - exact).max() <= 1e-5 * max(1e-6, np.abs(exact).max()) + 1e-5 * scale**2
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9), st.floats(0.01, 100))
-def test_fp8_is_what_torch_rounds_to(
-    tmp_path: Path, seed: int, inputs: int, outputs: int, scale: float
+@given(
+    seed=st.integers(0, 2**31), inputs=st.integers(1, 9), outputs=st.integers(1, 9),
+    scale=st.floats(0.01, 100),
+)  # fmt: skip
+def test_it_is_the_rounding_that_the_floor_of_its_target_is_measured_by(
+    tmp_path: Path, precision: str, seed: int, inputs: int, outputs: int, scale: float
 ) -> None:
     model, weight, rows = dense(tmp_path, seed, inputs, outputs, scale)
     (tmp_path / "ranges.json").unlink(missing_ok=True)
     out = tmp_path / "low.onnx"
-    quantise(model, signature(inputs, outputs), out, (), tmp_path / "ranges.json", "fp8")
-    got = simulated(out, "fp8")({"x": rows})["y"]
+    quantise(model, signature(inputs, outputs), out, (), tmp_path / "ranges.json", precision)
+    got = simulated(out, precision)({"x": rows})["y"]
+    rounding = TARGETS[f"tensorrt-{precision}"].rounding
     layer = nn.Linear(inputs, outputs, bias=False)
     layer.weight = nn.Parameter(torch.from_numpy(weight))
 
@@ -95,7 +101,7 @@ def test_fp8_is_what_torch_rounds_to(
             return {"y": self.layer(x)}
 
     with torch.no_grad():
-        theirs = quantised(Dense(), Samples({"x": rows}), "fp8")(torch.from_numpy(rows))["y"]
+        theirs = quantised(Dense(), Samples({"x": rows}), rounding)(torch.from_numpy(rows))["y"]
     # Where a value is in the middle of two numbers, either is right.
     slack = np.abs(got - theirs.numpy()) / (inputs * np.abs(weight).max() * np.abs(rows).max())
     assert np.median(slack) <= 1e-6
