@@ -34,11 +34,12 @@ def test_graphs_are_used_where_they_pay() -> None:
 
 
 @settings(max_examples=30)
-@given(rows=st.lists(st.integers(1, 12), max_size=120), cost=st.floats(0.2, 4.0))
+@given(rows=st.lists(st.integers(1, 12), max_size=120), quarters=st.integers(1, 16))
 def test_capturing_never_takes_longer_than_the_launches_that_were_waited_through(
-    rows: list[int], cost: float
+    rows: list[int], quarters: int
 ) -> None:
     """Whatever comes, with fewer graphs kept than there are shapes."""
+    cost = quarters / 4  # whose sums are exact
     device = HostDevice(graph_cost=cost)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trt_graphs, "KEPT", 3)
