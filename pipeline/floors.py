@@ -36,10 +36,10 @@ def measure_floors(
     The largest root mean square of a row, over the output's scale: of millions of pixels one is far
     off in any precision, which says little about an engine.
     fp16 and bf16 are torch's autocast, in tf32 layers read 10 bits of fraction, int8, fp8 and the
-    symmetric int8 that TensorRT takes are `pipeline.quantised`. Asked is every held-out and
-    every edge case, of which the worst counts: one case alone is no measure of what the precision
-    may cost. The scale is that of the held-out answers. Where a precision cannot answer,
-    such as fp16 beyond its largest number, or an operator that torch lacks in it, is no floor.
+    symmetric int8 that TensorRT takes are `pipeline.quantised`. Asked is every held-out and every
+    edge case, of which the worst counts: one case alone is no measure of what the precision may
+    cost. The scale is that of the held-out answers. Where a precision cannot answer, such as fp16
+    beyond its largest number, or an operator that torch lacks in it, is no floor.
     int8 has one of validation rows too, by which nodes are chosen that stay in fp32. What carries
     its state has one of long sequences, in the precisions that states are carried in.
     """
@@ -91,13 +91,15 @@ def _measure(
 
 
 def _carried(way: Way, signature: Signature, case: Case) -> dict[str, float]:
-    """The worst error of each output over a sequence that is asked step by step."""
+    """The worst error of each output of floats over a sequence that is asked step by step."""
     try:
         answers = step_by_step(lambda inputs: way(dict(inputs)), case, signature)
     except KeyError:  # it cannot answer
         return {}
     found = {}
     for name, expected in case.reference.items():
+        if expected.dtype.kind != "f":
+            continue
         scale, rows = array_scale(expected), len(expected)
         errors = [error for _, error in errors_by_steps(answers[name], expected, scale, rows)]
         if None not in errors:

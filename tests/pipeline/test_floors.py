@@ -82,7 +82,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         said, last = self.cell(x, hidden.transpose(0, 1))
-        return {"y": self.head(said), "next_hidden": last.transpose(0, 1)}
+        scores = self.head(said)
+        return {"y": scores, "next_hidden": last.transpose(0, 1), "best": scores.argmax(-1)}
 
 
 def test_what_carries_its_state_has_a_floor_of_long_sequences() -> None:
@@ -96,6 +97,7 @@ def test_what_carries_its_state_has_a_floor_of_long_sequences() -> None:
         (
             TensorSpec("y", "float32", (ROWS, steps, 4)),
             TensorSpec("next_hidden", "float32", (ROWS, 1, 32)),
+            TensorSpec("best", "int64", (ROWS, steps)),  # which no precision rounds
         ),
         recurrence=Recurrence("steps", (State("hidden", "next_hidden"),)),
     )
@@ -106,22 +108,23 @@ def test_what_carries_its_state_has_a_floor_of_long_sequences() -> None:
     x, answers = torch.rand(2, 100, 16), []
     for one, kind in ((module, torch.float32), (copy.deepcopy(module).double(), torch.float64)):
         with torch.inference_mode():
-            said = one(x.to(kind), torch.zeros(2, 1, 32, dtype=kind))["y"]
-        answers.append({"y": said.numpy()})
+            said = one(x.to(kind), torch.zeros(2, 1, 32, dtype=kind))
+        answers.append({name: said[name].numpy() for name in ("y", "best")})
     cases.append(Case("carried", CARRIED, {BATCH: 2, "steps": 100}, {"x": x.numpy()}, *answers))
     split = Split(rows, {})
     calibration = choose_samples(signature, split, rows=16)
     found = measure_floors(
         module, signature, cases, calibration, record_samples(module, signature, split, 8)
     )
-    hidden, said = torch.zeros(2, 1, 32), []
+    assert "best" not in found["bf16"]
+    hidden, steps_said = torch.zeros(2, 1, 32), []
     for step in range(100):
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             answer = module(x[:, step : step + 1], hidden)
         hidden = answer["next_hidden"].float()
-        said.append(answer["y"].float())
+        steps_said.append(answer["y"].float())
     exact = torch.from_numpy(answers[1]["y"])
-    errors = (torch.cat(said, 1).double() - exact) / exact.abs().max()
+    errors = (torch.cat(steps_said, 1).double() - exact) / exact.abs().max()
     worst = [errors[:, a:b].square().mean((1, 2)).sqrt().max() for a, b in
              ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 100))]  # fmt: skip
     assert found["bf16"]["y"][CARRIED] == pytest.approx(float(max(worst)), rel=1e-6)
